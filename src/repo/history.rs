@@ -1,7 +1,7 @@
 //! The content of a repository for one domain, independent of the kind of repository.
 
 use super::manifest::{FileEntry, Manifest};
-use super::proof::Proof;
+use super::proof::{BootProof, Proof};
 use crate::model::chain::Chains;
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
@@ -97,8 +97,10 @@ pub struct Kept {
     /// The verification that counts for it: the newest one, unless an older one found damage that
     /// no later one has disproved.
     pub proof: Option<Proof>,
-    /// The names of all records of its verifications.
+    /// The names of all records of its verifications, without those of boot proofs.
     pub records: Vec<String>,
+    /// The newest boot proof of it; `None` if there is none.
+    pub boot_proof: Option<BootProof>,
     /// Whether the XML of its checkpoint is there with the recorded length; true if it has no
     /// checkpoint.
     pub has_checkpoint_file: bool,

@@ -278,6 +278,10 @@ pub trait DomainRepository: Send + Sync {
     /// Records that bitmaps missed writes, so that no later backup relies on them.
     fn keep_missed_writes(&self, missed: &MissedWriteRecord) -> Result<()>;
 
+    /// Records the result of a boot proof. Removes those of the same restore point that exist when
+    /// it is called.
+    fn keep_boot_proof(&self, proof: &BootProof) -> Result<()>;
+
     /// Removes the proofs and the records of missed writes of restore points that no longer exist.
     /// Removes nothing if it is uncertain which restore points exist.
     fn forget_removed(&self) -> Result<()>;

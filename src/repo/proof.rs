@@ -6,6 +6,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::manifest::Manifest;
 use crate::model::chain::{Concern, SuspectedDamage};
 use crate::model::guest::BootLevel;
 
@@ -114,6 +115,20 @@ pub struct BootProof {
 }
 
 impl BootProof {
+    /// The newest of these boot proofs that counts for the restore point with this manifest. A
+    /// merge does not change what a guest reads.
+    pub(crate) fn newest_of<'a>(
+        proofs: impl IntoIterator<Item = &'a BootProof>,
+        manifest: &Manifest,
+    ) -> Option<BootProof> {
+        let point = &manifest.point;
+        let counts = |proof: &&BootProof| {
+            proof.id == point.id && point.has_or_had_manifest(&manifest.digest, &proof.manifest)
+        };
+        let newest = proofs.into_iter().filter(counts).max_by_key(|proof| proof.time);
+        newest.cloned()
+    }
+
     /// Whether the guest came as far as it should.
     pub fn is_proven(&self) -> bool {
         self.shortfall.is_none()

@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use jiff::Span;
+use vmsnap::model::guest::BootLevel;
 use vmsnap::model::restore_point::Level;
 
 use vmsnap::ops::list::{Listed, list};
 use vmsnap::ops::verify::{Options, Outcome, Which};
-use vmsnap::repo::MissedWriteRecord;
+use vmsnap::repo::{BootProof, MissedWriteRecord};
 
 use crate::lab::{InFolder, Lab, tree};
 use crate::verify::{all, flip, lab, options, run, words};
@@ -272,6 +273,81 @@ fn records_of_a_point_under_a_wrong_name_are_kept() {
             .missed_write("vda")
             .is_some()
     );
+}
+
+fn boot_proof(lab: &Lab, place: usize) -> BootProof {
+    let kept = &lab.history("vm1").kept[place].manifest;
+    BootProof {
+        id: kept.point.id.clone(),
+        manifest: kept.digest.clone(),
+        time: lab.now.timestamp(),
+        reached: BootLevel::Nothing,
+        wanted: BootLevel::Agent,
+        shortfall: Some("it did not answer".to_owned()),
+        seconds: 60,
+    }
+}
+
+/// Every change of a byte, and every shortened record.
+#[test]
+fn a_damaged_boot_proof_counts_for_nothing_and_is_reported() {
+    let mut lab = lab();
+    let domain = lab.repo.domain("vm1").expect("a name");
+    domain.keep_boot_proof(&boot_proof(&lab, 1)).expect("recorded");
+    let path = records(&lab).remove(0);
+    assert!(path.to_string_lossy().ends_with(".boot.json"), "{path:?}");
+    let text = fs::read(&path).expect("it is there");
+    let booted = |lab: &Lab| lab.history("vm1").kept[1].boot_proof.clone();
+    assert_eq!(booted(&lab), Some(boot_proof(&lab, 1)));
+    for place in 0..text.len() {
+        let mut changed = text.clone();
+        changed[place] ^= 1;
+        for content in [&changed[..], &text[..place]] {
+            fs::write(&path, content).expect("written");
+            let history = lab.history("vm1");
+            assert_eq!(history.kept[1].boot_proof, None, "at {place}");
+            let codes: Vec<_> = history
+                .findings
+                .iter()
+                .map(|finding| finding.code.as_str())
+                .collect();
+            assert_eq!(codes, ["record-unreadable"], "at {place}");
+            let what = &history.findings[0].message;
+            assert!(
+                what.ends_with("this record does not count as a boot proof"),
+                "{what}"
+            );
+            let points = history.chains.points();
+            assert!(points.iter().all(|kept| kept.suspected_damage.is_empty()));
+            assert!(points.iter().all(|kept| kept.missed_writes.is_empty()));
+        }
+    }
+    // The next one replaces it.
+    lab.pass(Span::new().hours(1));
+    domain.keep_boot_proof(&boot_proof(&lab, 1)).expect("recorded");
+    assert_eq!(booted(&lab), Some(boot_proof(&lab, 1)));
+    assert_eq!(records(&lab).len(), 1);
+}
+
+#[test]
+fn boot_proofs_of_removed_points_go_and_others_stay() {
+    let mut lab = lab();
+    let domain = lab.repo.domain("vm1").expect("a name");
+    for place in 0..3 {
+        domain
+            .keep_boot_proof(&boot_proof(&lab, place))
+            .expect("recorded");
+    }
+    assert!(all(&lab).is_sound());
+    assert_eq!(records(&lab).len(), 6, "the verification removes no boot proof");
+    lab.at("2026-12-01T02:00:00+01:00[Europe/Berlin]");
+    lab.backup("vm1").expect("a new chain");
+    domain.keep_boot_proof(&boot_proof(&lab, 3)).expect("recorded");
+    fs::remove_dir_all(lab.root().join("vm1/vmsnap-backup-monthly-2026-11")).expect("by hand");
+    domain.forget_removed().expect("some are removed");
+    let left = records(&lab);
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(lab.history("vm1").kept[0].boot_proof, Some(boot_proof(&lab, 0)));
 }
 
 /// A record as a killed run, or one without disk space, leaves it.

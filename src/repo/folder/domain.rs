@@ -26,9 +26,9 @@ use crate::repo::lock;
 use crate::repo::restore_mark;
 use crate::repo::sets;
 use crate::repo::{
-    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
-    Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError, Repository, Result,
-    SmallFile, SourceOptions, manifest,
+    BootProof, DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept,
+    Leftover, Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError,
+    Repository, Result, SmallFile, SourceOptions, manifest,
 };
 
 /// The largest file that is read into memory as a whole, in bytes. UEFI variables and XML are far
@@ -270,6 +270,10 @@ impl DomainRepository for FolderDomain {
 
     fn keep_missed_writes(&self, missed: &MissedWriteRecord) -> Result<()> {
         proofs::keep_missed_writes(self.store().as_ref(), &self.dir, missed)
+    }
+
+    fn keep_boot_proof(&self, proof: &BootProof) -> Result<()> {
+        proofs::keep_boot(self.store().as_ref(), &self.dir, proof)
     }
 
     fn forget_removed(&self) -> Result<()> {

@@ -130,11 +130,13 @@ impl Found {
             needs_parents: true,
         });
         let records = proofs.records(&manifest.point.id);
+        let boot_proof = proofs.booted(&manifest);
         self.history.kept.push(Kept {
             location: dir.display().to_string(),
             manifest,
             proof,
             records,
+            boot_proof,
             has_checkpoint_file,
         });
         Ok(())

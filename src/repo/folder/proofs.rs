@@ -15,12 +15,12 @@ use crate::model::chain::{Concern, MissedWrite, SuspectedDamage};
 use crate::model::finding::Finding;
 use crate::model::restore_point::id_of;
 use crate::repo::manifest::Manifest;
-use crate::repo::proof::{MissedWriteRecord, Proof};
+use crate::repo::proof::{BootProof, MissedWriteRecord, Proof};
 use crate::repo::seal::holds;
 
 mod keep;
 
-pub(super) use keep::{forget_removed, keep, keep_missed_writes};
+pub(super) use keep::{forget_removed, keep, keep_boot, keep_missed_writes};
 
 /// The folder of the records within a domain's folder.
 const FOLDER: &str = ".verified";
@@ -30,6 +30,9 @@ const MISSED: &str = ".missed.json";
 
 /// The ending of a record of damage.
 const DAMAGED: &str = ".damaged.json";
+
+/// The ending of a record of a boot proof.
+const BOOTED: &str = ".boot.json";
 
 /// The ending of any other record. Older versions also used it for records of damage.
 const SOUND: &str = ".json";
@@ -43,6 +46,7 @@ pub(super) struct Proofs {
     proofs: Vec<Proof>,
     /// The missed writes, oldest first.
     missed: Vec<MissedWriteRecord>,
+    booted: Vec<BootProof>,
     unreadable: Vec<Unreadable>,
     /// The names of all records of verifications, including unreadable ones and those that were not
     /// written completely.
@@ -67,11 +71,11 @@ struct RecordName {
 }
 
 impl RecordName {
-    /// `ID.TIME.json`, `ID.TIME.damaged.json` or `ID.TIME.missed.json`; `None` for every other
-    /// name.
+    /// `ID.TIME.json`, or the same with `.damaged`, `.missed` or `.boot` before the ending; `None`
+    /// for every other name.
     fn parse(name: &str) -> Option<RecordName> {
         let with = |kind: &'static str| Some((name.strip_suffix(kind)?, kind));
-        let (stem, kind) = with(MISSED).or_else(|| with(DAMAGED)).or_else(|| with(SOUND))?;
+        let (stem, kind) = [MISSED, DAMAGED, BOOTED, SOUND].into_iter().find_map(with)?;
         let (id, time) = stem.rsplit_once('.')?;
         let is_time = time.len() == "2026-11-01T02-00-03Z".len()
             && time
@@ -100,6 +104,19 @@ impl RecordName {
         }
     }
 
+    fn of_boot(proof: &BootProof) -> RecordName {
+        RecordName {
+            id: proof.id.clone(),
+            time: id_of(proof.time),
+            kind: BOOTED,
+        }
+    }
+
+    /// Whether it is the record of a verification.
+    fn is_proof(&self) -> bool {
+        [SOUND, DAMAGED].contains(&self.kind)
+    }
+
     /// The time of the record.
     fn time(&self) -> Option<Timestamp> {
         let (day, clock) = self.time.split_once('T')?;
@@ -124,12 +141,31 @@ struct Sealed<T> {
     content: T,
 }
 
-fn unseal<T: for<'a> Deserialize<'a>>(text: &[u8]) -> Result<T, String> {
+fn unseal<T: Content>(text: &[u8]) -> Result<T, String> {
     let sealed: Sealed<T> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     match sealed.digest {
         Some(digest) if !holds(text, &digest) => Err("its digest does not match its text".to_owned()),
+        None if T::ALWAYS_SEALED => Err("it has no digest".to_owned()),
         _ => Ok(sealed.content),
     }
+}
+
+/// What a record holds.
+trait Content: for<'a> Deserialize<'a> {
+    /// Whether every version wrote the digest.
+    const ALWAYS_SEALED: bool;
+}
+
+impl Content for Proof {
+    const ALWAYS_SEALED: bool = false;
+}
+
+impl Content for MissedWriteRecord {
+    const ALWAYS_SEALED: bool = false;
+}
+
+impl Content for BootProof {
+    const ALWAYS_SEALED: bool = true;
 }
 
 impl Proofs {
@@ -138,12 +174,13 @@ impl Proofs {
         let mut found = Proofs {
             proofs: Vec::new(),
             missed: Vec::new(),
+            booted: Vec::new(),
             unreadable: Vec::new(),
             names: Vec::new(),
         };
         let dir = domain_dir.join(FOLDER);
         for name in keep::names_in(&dir)? {
-            if RecordName::parse(keep::whole(&name)).is_some_and(|record| record.kind != MISSED) {
+            if RecordName::parse(keep::whole(&name)).is_some_and(|record| record.is_proof()) {
                 found.names.push(name.clone());
             }
             let path = dir.join(&name);
@@ -164,14 +201,22 @@ impl Proofs {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
             read => read.map_err(|error| error.to_string())?,
         };
-        if name.kind == MISSED {
-            let missed: MissedWriteRecord = unseal(&text)?;
-            own_name(name.is_of(&missed.id, missed.time))?;
-            self.missed.push(missed);
-        } else {
-            let proof: Proof = unseal(&text)?;
-            own_name(name.is_of(&proof.id, proof.time))?;
-            self.proofs.push(proof);
+        match name.kind {
+            MISSED => {
+                let missed: MissedWriteRecord = unseal(&text)?;
+                own_name(name.is_of(&missed.id, missed.time))?;
+                self.missed.push(missed);
+            }
+            BOOTED => {
+                let booted: BootProof = unseal(&text)?;
+                own_name(name.is_of(&booted.id, booted.time))?;
+                self.booted.push(booted);
+            }
+            _ => {
+                let proof: Proof = unseal(&text)?;
+                own_name(name.is_of(&proof.id, proof.time))?;
+                self.proofs.push(proof);
+            }
         }
         Ok(())
     }
@@ -186,6 +231,11 @@ impl Proofs {
         let newest_first = || self.proofs.iter().rev().filter(of_manifest);
         let damaged = newest_first().find(|proof| !proof.is_sound());
         damaged.or_else(|| newest_first().next()).cloned()
+    }
+
+    /// The newest boot proof of the restore point with this manifest.
+    pub(super) fn booted(&self, manifest: &Manifest) -> Option<BootProof> {
+        BootProof::newest_of(&self.booted, manifest)
     }
 
     /// The names of all records of verifications of the restore point with this id.
@@ -249,6 +299,7 @@ impl Proofs {
             let consequence = match lost.name.kind {
                 MISSED => "all disks of the restore point count as if their bitmaps had missed writes",
                 DAMAGED => "the whole restore point counts as damaged until it is verified again",
+                BOOTED => "this record does not count as a boot proof",
                 _ => "this record does not count as a verification",
             };
             let what = format!(
@@ -279,6 +330,7 @@ mod tests {
             "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.json",
             "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.damaged.json",
             "2026-11-01T02-00-03Z-2.2026-11-02T02-00-03Z.missed.json",
+            "2026-11-01T02-00-03Z.2026-11-02T02-00-03Z.boot.json",
         ] {
             let read = RecordName::parse(name).expect("it is one of ours");
             assert!(read.id.starts_with("2026-11-01T02-00-03Z"), "{name}");
@@ -293,6 +345,7 @@ mod tests {
             ".2026-11-02T02-00-03Z.json",
             "x.missed.json",
             "x.damaged.json",
+            "x.boot.json",
         ] {
             assert_eq!(RecordName::parse(name), None, "{name}");
         }

@@ -13,8 +13,8 @@ use crate::model::block::BlockSource;
 use crate::model::period::{COPY_PREFIX, FOLDER_PREFIX};
 use crate::model::stop::Stop;
 use crate::repo::{
-    DiskReader, DomainRepository, DomainWriter, FileDamage, FileEntry, FileWatch, History, Identity, Kept,
-    Leftover, MissedWriteRecord, Note, PeriodUsage, Proof, Result, SmallFile, SourceOptions,
+    BootProof, DiskReader, DomainRepository, DomainWriter, FileDamage, FileEntry, FileWatch, History,
+    Identity, Kept, Leftover, MissedWriteRecord, Note, PeriodUsage, Proof, Result, SmallFile, SourceOptions,
 };
 
 impl DomainRepository for DomainPart {
@@ -166,6 +166,12 @@ impl DomainRepository for DomainPart {
         )
     }
 
+    fn keep_boot_proof(&self, proof: &BootProof) -> Result<()> {
+        let known = self.content()?.records.boot_names(&self.names.tag(&proof.id));
+        let name = RecordName::new(Kind::Booted, &self.names, &proof.id);
+        self.keep_record(&name, proof, &known)
+    }
+
     fn forget_removed(&self) -> Result<()> {
         // A restore point exists before any record about it. So records that were listed before the
         // restore points can be judged: those of one that is made at the same time stay.
@@ -180,7 +186,7 @@ impl DomainRepository for DomainPart {
         let removed = removals.filter(|removal| !is_there(&removal.id));
         let tags: BTreeSet<String> = removed.map(|removal| self.names.tag(&removal.id)).collect();
         // Records of damage stay: the damaged blocks are still there, and may be used again.
-        let kinds = [Kind::Pin, Kind::Sound, Kind::Missed];
+        let kinds = [Kind::Pin, Kind::Sound, Kind::Missed, Kind::Booted];
         for name in before.records.names(&kinds) {
             if tags.contains(&name.tag) {
                 // Best effort: a record of a removed restore point does no harm.

@@ -98,6 +98,7 @@ impl Reader<'_> {
             location: self.point_location(&stored.name),
             proof: content.records.proof(&manifest),
             records: content.records.proof_names(&tag),
+            boot_proof: content.records.boot_proof(&manifest),
             has_checkpoint_file: true,
             manifest,
         }

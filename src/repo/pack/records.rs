@@ -1,5 +1,5 @@
-//! Records about restore points: pins, verifications, missed writes and removals. Each is a sealed
-//! object of its own. A record never changes; a newer one names those that it replaces, and then
+//! Records about restore points: pins, verifications, missed writes, boot proofs and removals. Each
+//! is a sealed object of its own. A record never changes; a newer one names those that it replaces, and then
 //! they are deleted.
 //!
 //! The next backup relies on these records, so an unreadable one counts as the worst that its name
@@ -20,7 +20,7 @@ use crate::model::finding::Finding;
 use crate::model::pin::Pin;
 use crate::repo::history::REMOVALS_UNREADABLE;
 use crate::repo::manifest::Manifest;
-use crate::repo::proof::{MissedWriteRecord, Proof};
+use crate::repo::proof::{BootProof, MissedWriteRecord, Proof};
 
 /// The version of the format of these records.
 const FORMAT: u64 = 1;
@@ -39,12 +39,21 @@ pub(super) enum Kind {
     Damaged,
     /// Missed writes that a comparison found.
     Missed,
+    /// A boot proof.
+    Booted,
     /// Restore points that were removed on purpose.
     Removed,
 }
 
 impl Kind {
-    pub(super) const ALL: [Kind; 5] = [Kind::Pin, Kind::Sound, Kind::Damaged, Kind::Missed, Kind::Removed];
+    pub(super) const ALL: [Kind; 6] = [
+        Kind::Pin,
+        Kind::Sound,
+        Kind::Damaged,
+        Kind::Missed,
+        Kind::Booted,
+        Kind::Removed,
+    ];
 
     fn word(self) -> &'static str {
         match self {
@@ -52,6 +61,7 @@ impl Kind {
             Kind::Sound => "sound",
             Kind::Damaged => "damaged",
             Kind::Missed => "missed",
+            Kind::Booted => "booted",
             Kind::Removed => "removed",
         }
     }
@@ -189,6 +199,7 @@ pub(super) struct Records {
     /// The verifications.
     proofs: Vec<(RecordName, Proof)>,
     missed: Vec<(RecordName, MissedWriteRecord)>,
+    booted: Vec<(RecordName, BootProof)>,
     removals: Vec<(RecordName, WrittenRemoval)>,
     unreadable: Vec<(RecordName, String)>,
     /// The names of all records, including unreadable and replaced ones.
@@ -225,6 +236,11 @@ impl Records {
                 self.missed.push((name.clone(), missed));
                 replaces
             }
+            Kind::Booted => {
+                let (booted, replaces) = parse(text)?;
+                self.booted.push((name.clone(), booted));
+                replaces
+            }
             Kind::Removed => {
                 let (removed, replaces): (WrittenRemovals, _) = parse(text)?;
                 let removals = removed.removals.into_iter();
@@ -244,6 +260,7 @@ impl Records {
         self.pins.retain(|(name, _)| counts(name));
         self.proofs.retain(|(name, _)| counts(name));
         self.missed.retain(|(name, _)| counts(name));
+        self.booted.retain(|(name, _)| counts(name));
         self.removals.retain(|(name, _)| counts(name));
         self.unreadable.retain(|(name, _)| counts(name));
         self.pins
@@ -269,6 +286,11 @@ impl Records {
     /// The names of all records of verifications of a restore point.
     pub(super) fn proof_names(&self, tag: &str) -> Vec<String> {
         self.names_of(&[Kind::Sound, Kind::Damaged], tag)
+    }
+
+    /// The names of all boot proofs of a restore point.
+    pub(super) fn boot_names(&self, tag: &str) -> Vec<String> {
+        self.names_of(&[Kind::Booted], tag)
     }
 
     /// The names of all pins of a restore point.
@@ -324,6 +346,11 @@ impl Records {
         };
         let damaged = newest_first().find(|proof| !proof.is_sound());
         damaged.or_else(|| newest_first().next()).cloned()
+    }
+
+    /// The newest boot proof of the restore point with this manifest.
+    pub(super) fn boot_proof(&self, manifest: &Manifest) -> Option<BootProof> {
+        BootProof::newest_of(self.booted.iter().map(|(_, proof)| proof), manifest)
     }
 
     /// The damage that verifications found, or may have found, in a restore point.
@@ -412,7 +439,7 @@ fn consequence(kind: Kind) -> &'static str {
     match kind {
         Kind::Missed => "all disks of its restore point count as if their bitmaps had missed writes",
         Kind::Damaged => "its whole restore point counts as damaged until it is verified again",
-        Kind::Pin | Kind::Sound | Kind::Removed => "this record does not count",
+        Kind::Pin | Kind::Sound | Kind::Booted | Kind::Removed => "this record does not count",
     }
 }
 

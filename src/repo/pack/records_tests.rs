@@ -1,6 +1,7 @@
 //! Tests of the records about restore points.
 
 use super::*;
+use crate::model::guest::BootLevel;
 use crate::model::restore_point::{Consistency, Level, RestorePoint};
 use crate::repo::pack::keys::MasterKey;
 use crate::repo::proof::DamageNote;
@@ -96,6 +97,32 @@ fn damage_counts_until_a_proof_that_knew_of_it() {
     assert_eq!(records.proof(&manifest()), Some(proof(3, &[])));
     assert_eq!(records.proof_names(&names().tag(ID)).len(), 3);
     assert!(records.proof_names(&names().tag("another")).is_empty());
+}
+
+#[test]
+fn the_newest_boot_proof_counts() {
+    let proof = |second, manifest: &str| BootProof {
+        id: ID.to_owned(),
+        manifest: manifest.to_owned(),
+        time: moment(second),
+        reached: BootLevel::Agent,
+        wanted: BootLevel::Agent,
+        shortfall: None,
+        seconds: 5,
+    };
+    let digest = manifest().digest;
+    let mut records = Records::default();
+    let newest = add(&mut records, Kind::Booted, &proof(3, &digest), &[]);
+    add(&mut records, Kind::Booted, &proof(2, &digest), &[]);
+    add(&mut records, Kind::Booted, &proof(9, &"1".repeat(64)), &[]);
+    records.settle();
+    assert_eq!(records.boot_proof(&manifest()), Some(proof(3, &digest)));
+    assert_eq!(records.boot_names(&names().tag(ID)).len(), 3);
+    assert!(records.proof_names(&names().tag(ID)).is_empty());
+    // The clock was set back. The old record is still there: this host may not delete.
+    add(&mut records, Kind::Booted, &proof(1, &digest), &[newest]);
+    records.settle();
+    assert_eq!(records.boot_proof(&manifest()), Some(proof(2, &digest)));
 }
 
 #[test]

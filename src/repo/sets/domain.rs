@@ -22,8 +22,8 @@ use crate::model::restore_point::id_of;
 use crate::model::stop::Stop;
 use crate::repo::small_file::read_bounded;
 use crate::repo::{
-    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
-    MissedWriteRecord, Note, PeriodUsage, Proof, RepoError, Result, SmallFile, SourceOptions,
+    BootProof, DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept,
+    Leftover, MissedWriteRecord, Note, PeriodUsage, Proof, RepoError, Result, SmallFile, SourceOptions,
 };
 
 /// The largest file that is read into memory as a whole, in bytes.
@@ -356,6 +356,10 @@ impl DomainRepository for SetDomain {
     }
 
     fn keep_missed_writes(&self, _missed: &MissedWriteRecord) -> Result<()> {
+        Err(self.read_only())
+    }
+
+    fn keep_boot_proof(&self, _proof: &BootProof) -> Result<()> {
         Err(self.read_only())
     }
 

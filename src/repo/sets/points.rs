@@ -129,6 +129,7 @@ impl Making<'_> {
                 manifest,
                 proof: None,
                 records: Vec::new(),
+                boot_proof: None,
                 has_checkpoint_file: true,
             },
         }

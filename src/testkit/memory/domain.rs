@@ -17,9 +17,9 @@ use crate::model::pin::Pin;
 use crate::model::stop::Stop;
 use crate::repo::merge;
 use crate::repo::{
-    DiskReader, DomainRepository, DomainWriter, FileDamage, FileEntry, FileWatch, History, Identity, Kept,
-    Leftover, Manifest, Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage, Proof, RepoError,
-    Repository, Result, SmallFile, SourceOptions,
+    BootProof, DiskReader, DomainRepository, DomainWriter, FileDamage, FileEntry, FileWatch, History,
+    Identity, Kept, Leftover, Manifest, Merge, Merged, MissedWriteRecord, Note, PendingPoint, PeriodUsage,
+    Proof, RepoError, Repository, Result, SmallFile, SourceOptions,
 };
 
 /// One domain's part of a [`MemoryRepository`].
@@ -127,6 +127,7 @@ impl DomainRepository for MemoryDomain {
                 Some(Kept {
                     location: self.place(&format!("{}/{}", kept.point.period, kept.point.id)),
                     proof: proof_of(domain, &manifest),
+                    boot_proof: BootProof::newest_of(&domain.booted, &manifest),
                     records: domain
                         .proofs
                         .iter()
@@ -329,6 +330,14 @@ impl DomainRepository for MemoryDomain {
         Ok(())
     }
 
+    fn keep_boot_proof(&self, proof: &BootProof) -> Result<()> {
+        self.with(|kept| {
+            kept.booted.retain(|known| known.id != proof.id);
+            kept.booted.push(proof.clone());
+        });
+        Ok(())
+    }
+
     fn forget_removed(&self) -> Result<()> {
         self.with(|kept| {
             let ids: Vec<String> = kept
@@ -338,6 +347,7 @@ impl DomainRepository for MemoryDomain {
                 .collect();
             kept.proofs.retain(|(_, proof)| ids.contains(&proof.id));
             kept.missed.retain(|missed| ids.contains(&missed.id));
+            kept.booted.retain(|proof| ids.contains(&proof.id));
         });
         Ok(())
     }

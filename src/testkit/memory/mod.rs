@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::model::chain::RemovedPoint;
 use crate::model::pin::Pin;
 use crate::model::restore_point::{RestorePoint, id_of};
-use crate::repo::{DomainRepository, Identity, Manifest, MissedWriteRecord, Proof, Repository, Result};
+use crate::repo::{
+    BootProof, DomainRepository, Identity, Manifest, MissedWriteRecord, Proof, Repository, Result,
+};
 
 use disk::StoredDisk;
 use domain::MemoryDomain;
@@ -35,6 +37,7 @@ struct Domain {
     /// Verifications, each with the name of its record.
     proofs: Vec<(String, Proof)>,
     missed: Vec<MissedWriteRecord>,
+    booted: Vec<BootProof>,
     /// The pins by the ids of their restore points.
     pins: BTreeMap<String, Pin>,
     removed: Vec<RemovedPoint>,

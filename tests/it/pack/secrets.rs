@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use age::secrecy::SecretString;
-use vmsnap::model::guest::GuestFacts;
+use vmsnap::model::guest::{BootLevel, GuestFacts};
 use vmsnap::model::pin::Pin;
-use vmsnap::repo::MissedWriteRecord;
+use vmsnap::repo::{BootProof, MissedWriteRecord};
 
 use super::server::{BUCKET, Mood, Server};
 use crate::lab::{CLUSTER, Lab, tree};
@@ -59,6 +59,16 @@ fn no_object_tells_a_name_a_definition_or_a_byte_of_a_disk() {
         disks: vec!["vda".to_owned()],
     };
     domain.keep_missed_writes(&missed).expect("recorded");
+    let booted = BootProof {
+        id: missed.id.clone(),
+        manifest: missed.manifest.clone(),
+        time: missed.time,
+        reached: BootLevel::Read,
+        wanted: BootLevel::Agent,
+        shortfall: Some("shortfall-of-the-guest".to_owned()),
+        seconds: 7,
+    };
+    domain.keep_boot_proof(&booted).expect("recorded");
     let oldest = history.kept[0].manifest.point.id.clone();
     let removed = writer.remove_point(&history, &oldest, lab.now.timestamp());
     removed.expect("nothing depends on it");
@@ -82,6 +92,7 @@ fn no_object_tells_a_name_a_definition_or_a_byte_of_a_disk() {
         "variables-of-the-firmware",
         "note-of-the-pin",
         "host-name-of-the-guest",
+        "shortfall-of-the-guest",
         "words that the guest wrote",
     ];
     let files = kind.files();
@@ -92,6 +103,7 @@ fn no_object_tells_a_name_a_definition_or_a_byte_of_a_disk() {
         "sessions/",
         "records/pin",
         "records/missed",
+        "records/booted",
     ] {
         let of_domain = prefix.strip_prefix("records/").filter(|word| !word.is_empty());
         let is_one = |name: &String| match of_domain {

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use vmsnap::model::block::Content;
+use vmsnap::model::guest::BootLevel;
 use vmsnap::model::restore_point::Level;
 use vmsnap::model::stop::{Stop, StopReason};
-use vmsnap::repo::{DomainRepository, Merge, Merged, MissedWriteRecord, RepoError};
+use vmsnap::repo::{BootProof, DomainRepository, Merge, Merged, MissedWriteRecord, RepoError};
 
 use super::kinds::{Kind, Maker, data, is_damage, moment, read_through, reading, zero};
 use super::model::blocks;
@@ -176,10 +177,22 @@ pub fn missed_writes_are_remembered_after_a_merge(kind: &dyn Kind) {
         disks: vec!["vda".to_owned()],
     };
     domain.keep_missed_writes(&missed).expect("kept");
+    let booted = BootProof {
+        id: second.clone(),
+        manifest: missed.manifest.clone(),
+        time: moment(51),
+        reached: BootLevel::Agent,
+        wanted: BootLevel::Agent,
+        shortfall: None,
+        seconds: 7,
+    };
+    domain.keep_boot_proof(&booted).expect("kept");
     drop(history);
     merged(domain.as_ref(), &[first.as_str()], second);
     let history = domain.history().expect("it can be read");
     assert_eq!(history.chains.standing_missed_writes().count(), 1);
+    let kept = history.get(second).expect("it is kept");
+    assert_eq!(kept.boot_proof, Some(booted), "a guest reads the same as before");
 }
 
 /// A reader that has begun before a merge ends well, and its files go after it.

@@ -48,6 +48,7 @@ mod every {
             points::two_domains_do_not_see_each_other,
             points::small_files_are_checked,
             points::proofs_and_missed_writes_are_remembered,
+            points::the_newest_boot_proof_is_remembered,
             points::a_wish_to_stop_ends_every_read,
             model::sources_and_readers_agree_with_a_plain_disk,
             serve::every_point_is_served_exactly,

@@ -2,11 +2,12 @@
 
 use vmsnap::model::block::BlockErrorKind;
 use vmsnap::model::chain::{Concern, MissedWrite};
+use vmsnap::model::guest::BootLevel;
 use vmsnap::model::pin::Pin;
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::{
-    DamageNote, DomainRepository, FileWatch, Identity, Leftover, MissedWriteRecord, Note, Proof, RepoError,
-    SmallFile,
+    BootProof, DamageNote, DomainRepository, FileWatch, Identity, Leftover, MissedWriteRecord, Note, Proof,
+    RepoError, SmallFile,
 };
 
 use super::kinds::{DEFINITION, Kind, Maker, PERIOD, data, is_damage, moment, read_through, reading, zero};
@@ -520,6 +521,69 @@ pub fn proofs_and_missed_writes_are_remembered(kind: &dyn Kind) {
     );
     assert_eq!(now.kept[0].proof, Some(proof(13, &[])));
     assert_eq!(now.kept[1].proof, None);
+}
+
+pub fn the_newest_boot_proof_is_remembered(kind: &dyn Kind) {
+    let domain = domain(kind);
+    let points = two_points(domain.as_ref());
+    let history = || domain.history().expect("it can be read");
+    let digests: Vec<String> = history()
+        .kept
+        .iter()
+        .map(|kept| kept.manifest.digest.clone())
+        .collect();
+    let proof = |place: usize, number: i64, shortfall: Option<&str>| BootProof {
+        id: points[place].0.clone(),
+        manifest: digests[place].clone(),
+        time: moment(number),
+        reached: BootLevel::Read,
+        wanted: BootLevel::Agent,
+        shortfall: shortfall.map(str::to_owned),
+        seconds: 7,
+    };
+    let kept = |place: usize| history().kept[place].boot_proof.clone();
+    let keep = |proof: &BootProof| domain.keep_boot_proof(proof).expect("it is remembered");
+    assert_eq!((kept(0), kept(1)), (None, None));
+    keep(&proof(0, 10, Some("it did not answer")));
+    keep(&proof(1, 11, None));
+    assert_eq!(kept(0), Some(proof(0, 10, Some("it did not answer"))));
+    keep(&proof(0, 12, None));
+    assert_eq!(kept(0), Some(proof(0, 12, None)));
+    // The clock was set back: the earlier boot proof is replaced, too.
+    keep(&proof(0, 9, Some("it is stuck")));
+    assert_eq!(kept(0), Some(proof(0, 9, Some("it is stuck"))));
+    // Verifications and boot proofs do not replace each other.
+    let verified = Proof {
+        id: points[0].0.clone(),
+        manifest: digests[0].clone(),
+        time: moment(13),
+        deep: true,
+        deep_time: None,
+        damage: Vec::new(),
+    };
+    let records = || history().kept[0].records.clone();
+    assert_eq!(records(), [""; 0]);
+    domain
+        .keep_proof(&verified, &records())
+        .expect("it is remembered");
+    assert_eq!(records().len(), 1);
+    domain
+        .keep_proof(&verified, &records())
+        .expect("it is remembered");
+    assert_eq!(kept(0), Some(proof(0, 9, Some("it is stuck"))));
+    keep(&proof(0, 14, None));
+    domain.forget_removed().expect("nothing was removed");
+    let now = history();
+    assert_eq!(now.kept[0].proof, Some(verified));
+    assert_eq!(now.kept[0].boot_proof, Some(proof(0, 14, None)));
+    assert_eq!(now.kept[1].boot_proof, Some(proof(1, 11, None)));
+    // One of another restore point that had this id does not count.
+    let foreign = BootProof {
+        manifest: "0".repeat(64),
+        ..proof(1, 20, None)
+    };
+    keep(&foreign);
+    assert_eq!(kept(1), None);
 }
 
 pub fn a_wish_to_stop_ends_every_read(kind: &dyn Kind) {

@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use vmsnap::model::block::BlockSource;
 use vmsnap::model::stop::Stop;
 use vmsnap::repo::{
-    DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept, Leftover,
-    MissedWriteRecord, Note, PeriodUsage, Proof, Repository, Result, SmallFile, SourceOptions,
+    BootProof, DiskReader, DomainRepository, DomainWriter, FileDamage, FileWatch, History, Identity, Kept,
+    Leftover, MissedWriteRecord, Note, PeriodUsage, Proof, Repository, Result, SmallFile, SourceOptions,
 };
 
 /// A view of a repository that opens each disk with all images of its chain.
@@ -155,6 +155,10 @@ impl DomainRepository for AloneDomain {
 
     fn keep_missed_writes(&self, missed: &MissedWriteRecord) -> Result<()> {
         self.0.keep_missed_writes(missed)
+    }
+
+    fn keep_boot_proof(&self, proof: &BootProof) -> Result<()> {
+        self.0.keep_boot_proof(proof)
     }
 
     fn forget_removed(&self) -> Result<()> {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-use super::{FOLDER, MissedWriteRecord, Proof, RecordName, Sealed};
+use super::{BootProof, FOLDER, MissedWriteRecord, Proof, RecordName, Sealed};
 use crate::io::Store;
 use crate::repo::folder::note;
 use crate::repo::seal::{NO_DIGEST, seal};
@@ -32,12 +32,35 @@ pub(in crate::repo::folder) fn keep(
     let proof = proof.shortened();
     let name = RecordName::of_proof(&proof);
     let dir = write(store, domain_dir, &name, &proof)?;
-    let own = name.file_name();
+    remove_known(store, &dir, known, &name);
+    Ok(())
+}
+
+/// Writes a boot proof. Then removes those of the same restore point that existed before.
+pub(in crate::repo::folder) fn keep_boot(
+    store: &dyn Store,
+    domain_dir: &Path,
+    proof: &BootProof,
+) -> Result<()> {
+    let name = RecordName::of_boot(proof);
+    let is_older = |known: &String| {
+        let record = RecordName::parse(whole(known));
+        record.is_some_and(|record| (&record.id, record.kind) == (&name.id, name.kind))
+    };
+    let mut known = names_in(&domain_dir.join(FOLDER))?;
+    known.retain(is_older);
+    let dir = write(store, domain_dir, &name, proof)?;
+    remove_known(store, &dir, &known, &name);
+    Ok(())
+}
+
+/// Removes these records, except the one that was just written.
+fn remove_known(store: &dyn Store, dir: &Path, known: &[String], written: &RecordName) {
+    let own = written.file_name();
     for old in known.iter().filter(|known| **known != own) {
         // Best effort: a superfluous old proof does no harm.
         let _ = store.remove_file(&dir.join(old));
     }
-    Ok(())
 }
 
 /// Removes the records of restore points that no longer exist. `ids_there` returns the ids of those
