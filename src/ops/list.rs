@@ -6,6 +6,7 @@ use crate::model::chain::{Chains, MissedWrite};
 use crate::model::finding::Finding;
 use crate::model::pin::Pin;
 use crate::model::restore_point::RestorePoint;
+pub use crate::repo::BootProof;
 use crate::repo::{DomainRepository, History, Leftover, Proof, RepoError, Repository, history};
 
 /// The restore points of one domain.
@@ -33,6 +34,8 @@ pub struct Listed {
     pub size: u64,
     /// When it was last verified, and with what result; `None` if it never was.
     pub proof: Option<Proof>,
+    /// How far a guest came that was last started from it; `None` if none was.
+    pub boot_proof: Option<BootProof>,
     /// The first known damage in it or its parents that a verification found; `None` if there is
     /// none.
     pub suspected_damage: Option<String>,
@@ -78,6 +81,7 @@ pub(crate) fn list_domain(repo: &dyn Repository, domain: &str) -> Result<DomainL
         faults: history.chains.faults(&kept.manifest.point.id),
         size: kept.size(),
         proof: kept.proof.clone(),
+        boot_proof: kept.boot_proof.clone(),
         suspected_damage: history.chains.any_suspected_damage(&kept.manifest.point.id),
         missed_writes: missed(&history.chains, &kept.manifest.point.id),
         pin: history

@@ -25,7 +25,7 @@ use crate::model::level::FullRule;
 use crate::model::period::{GroupBy, Period};
 use crate::model::stop::Stop;
 use crate::model::text::{shell_word, shown, with_sources};
-use crate::repo::{DomainRepository, History, Identity, Proof, RepoError, Repository};
+use crate::repo::{BootProof, DomainRepository, History, Identity, Proof, RepoError, Repository};
 
 mod agreement;
 mod folder;
@@ -60,6 +60,8 @@ pub struct DomainStatus {
     pub latest_lacks: Vec<String>,
     /// When the newest restore point was last verified, and with what result.
     pub proof: Option<Proof>,
+    /// How far a guest came that was last started from the newest restore point.
+    pub boot_proof: Option<BootProof>,
     /// The damage that verifications found in the newest restore point or its parents.
     pub suspected_damage: Option<String>,
     /// The writes that bitmaps are known to have missed, for disks that were not saved since.
@@ -282,6 +284,7 @@ fn status_of(domain: Domain, subject: &Subject<'_>) -> Result<DomainStatus> {
         latest: None,
         latest_lacks: Vec::new(),
         proof: None,
+        boot_proof: None,
         suspected_damage: None,
         missed_writes: Vec::new(),
         next: None,
@@ -352,6 +355,7 @@ fn compare_with(
     status.suspected_damage = newest.and_then(|kept| history.chains.any_suspected_damage(&kept.point.id));
     let kept = newest.and_then(|newest| history.get(&newest.point.id));
     status.proof = kept.and_then(|kept| kept.proof.clone());
+    status.boot_proof = kept.and_then(|kept| kept.boot_proof.clone());
     status.missed_writes = history.chains.standing_missed_writes().cloned().collect();
     status.dir = Some(dir_stats(repository.period_usage(&period), &history, &period));
     let unfinished = restore_mark::read(repository.as_ref())?;

@@ -8,6 +8,7 @@ use vmsnap::cli::report::lines::failure;
 use vmsnap::cli::report::status::text as status_text;
 use vmsnap::cli::report::{backup, compare, integrity, list, mount, restore, scrub, serve, verify};
 use vmsnap::model::finding::Finding;
+use vmsnap::model::guest::BootLevel;
 use vmsnap::model::left_out::LeftOut;
 use vmsnap::model::level::LevelReason;
 use vmsnap::ops::backup::PruneOutcome;
@@ -16,6 +17,7 @@ use vmsnap::ops::each::Turn;
 use vmsnap::ops::integrity::{
     Cost, Damage as ObjectDamage, DamagedIndex, IndexFault, RebuildReport, RepositoryCheck, SessionNote,
 };
+use vmsnap::ops::list::BootProof;
 use vmsnap::ops::scrub::{DiskBitmap, NextBackup, ScrubPlan};
 use vmsnap::ops::serve::{Options, Place, start};
 use vmsnap::ops::verify::{Damage, Outcome};
@@ -34,6 +36,18 @@ fn assert_contained(lines: impl Fn(&str) -> String) {
     assert_eq!(hostile.lines().count(), harmless.lines().count(), "{hostile}");
     for what in ["\u{1b}[2J", "\u{1b}[31m", "\r", "\u{202e}", "\nvm2"] {
         assert!(!hostile.contains(what), "{what:?} in {hostile:?}");
+    }
+}
+
+fn boot_proof(words: &str) -> BootProof {
+    BootProof {
+        id: "x".to_owned(),
+        manifest: String::new(),
+        time: jiff::Timestamp::UNIX_EPOCH,
+        reached: BootLevel::Read,
+        wanted: BootLevel::Same,
+        shortfall: Some(words.to_owned()),
+        seconds: 1,
     }
 }
 
@@ -95,6 +109,7 @@ fn status_contains_it() {
         found.findings = vec![finding(words)];
         found.inconsistencies = vec![words.to_owned()];
         found.writer = Some(words.to_owned());
+        found.boot_proof = Some(boot_proof(words));
         status_text(&found, false)
     });
 }
@@ -106,6 +121,7 @@ fn list_contains_it() {
     assert_contained(|words| {
         let mut listed = listed();
         listed[0].points[0].faults = vec![words.to_owned()];
+        listed[0].points[0].boot_proof = Some(boot_proof(words));
         listed[0].points[0].point.left_out = vec![LeftOut::skipped("vdb", words)];
         listed[0].findings = vec![finding(words)];
         list::text(&listed, &lab.repo.location(), list::Columns::Wide)

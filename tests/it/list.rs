@@ -1,8 +1,10 @@
 //! The output of `list`, and the restore point that `--at` selects.
 
 use vmsnap::cli::report::list::{Columns, text};
+use vmsnap::cli::report::status::text as status_text;
+use vmsnap::model::guest::BootLevel;
 use vmsnap::model::restore_point::Consistency;
-use vmsnap::ops::list::{DomainList, list};
+use vmsnap::ops::list::{BootProof, DomainList, list};
 use vmsnap::ops::restore::{Format, Options, plan};
 use vmsnap::ops::verify::Which;
 use vmsnap::ops::{Cause, Class};
@@ -185,6 +187,78 @@ Restore points of vm1:
     assert!(too_wide.is_empty(), "{too_wide:#?}");
 }
 
+/// Records a boot proof of a restore point.
+fn boot(lab: &Lab, place: usize, shortfall: Option<&str>) {
+    let history = lab.history("vm1");
+    let manifest = &history.kept[place].manifest;
+    let proof = BootProof {
+        id: manifest.point.id.clone(),
+        manifest: manifest.digest.clone(),
+        time: "2026-11-21T02:00:00Z".parse().expect("a time"),
+        reached: BootLevel::Agent,
+        wanted: BootLevel::Same,
+        shortfall: shortfall.map(str::to_owned),
+        seconds: 9,
+    };
+    let domain = lab.repo.domain("vm1").expect("a name that fits");
+    domain.keep_boot_proof(&proof).expect("recorded");
+}
+
+#[test]
+fn a_list_shows_the_last_boot_proofs() {
+    let lab = Lab::with_three_points();
+    verified(&lab, &verification(&lab, Which::All)).expect("sound");
+    boot(&lab, 0, None);
+    boot(&lab, 1, Some("no ext4 file system is mounted at \"/srv\""));
+    let listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("a list");
+    let shown = |columns| text(&listed, &lab.repo.location(), columns);
+    let line =
+        "  2026-11-03T01-10-00Z: not proven to boot: no ext4 file system is mounted at \"/srv\" (2026-11-21)";
+    let normal = shown(Columns::Fitting(120));
+    let rows: Vec<&str> = normal.lines().collect();
+    assert!(
+        rows[2].ends_with("  2026-11-03, booted") && rows[3].ends_with("  2026-11-03"),
+        "{normal}"
+    );
+    assert_eq!(rows[5..], [line], "{normal}");
+    // The mark goes before any column.
+    let width = rows[2].chars().count() - 1;
+    let narrow = shown(Columns::Fitting(width));
+    assert!(!narrow.contains("booted") && narrow.contains("GUEST"), "{narrow}");
+    let wide = shown(Columns::Wide);
+    let rows: Vec<&str> = wide.lines().collect();
+    assert!(rows[2].contains("  2026-11-21 agent  "), "{wide}");
+    assert!(rows[3].contains("  2026-11-21 not proven  "), "{wide}");
+    assert!(rows[5..].contains(&line), "{wide}");
+
+    let (code, stdout) = typed(&lab, &["--json"], "");
+    assert_eq!(code, Some(0));
+    let document: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    let points = &document["domains"][0]["restorePoints"];
+    assert_eq!(
+        points[0]["bootProof"],
+        serde_json::json!({
+            "time": "2026-11-21T02:00:00Z", "reached": "agent", "wanted": "same", "proven": true,
+            "shortfall": null, "seconds": 9,
+        })
+    );
+    assert_eq!(points[1]["bootProof"]["proven"], false);
+    assert_eq!(points[2]["bootProof"], serde_json::Value::Null);
+
+    let newest = lab.status("vm1");
+    assert_eq!(newest.boot_proof, None, "only the newest restore point counts");
+    let of_newest = |shortfall| {
+        boot(&lab, 2, shortfall);
+        status_text(&lab.status("vm1"), false)
+    };
+    let proven = of_newest(None);
+    let line = ", sound\n  Last boot proof: 2026-11-21T02:00:00Z, proven (agent)\n";
+    assert!(proven.contains(line), "{proven}");
+    let failed = of_newest(Some("it did not answer"));
+    let line = "  Last boot proof: 2026-11-21T02:00:00Z, NOT PROVEN: it did not answer\n";
+    assert!(failed.contains(line), "{failed}");
+}
+
 #[test]
 fn columns_of_a_list_are_left_out_on_narrow_lines() {
     let lab = Lab::with_three_points();
@@ -238,6 +312,7 @@ fn list_wide_has_checkpoints_periods_and_deep_days() {
             "CONSISTENCY",
             "CHAIN",
             "VERIFIED",
+            "BOOTED",
             "PERIOD"
         ]
     );
@@ -245,7 +320,7 @@ fn list_wide_has_checkpoints_periods_and_deep_days() {
         lines[2],
         format!(
             "  2026-11-03T01-00-00Z  full         8.62 GB  4.31 GB  {}  file systems frozen  whole  \
-             2026-11-20 (deep 2026-11-03)  vmsnap-backup-monthly-2026-11",
+             2026-11-20 (deep 2026-11-03)  -       vmsnap-backup-monthly-2026-11",
             NAMES[0]
         )
     );

@@ -53,6 +53,7 @@ fn sample() -> DomainStatus {
             checkpoints: 2,
         }),
         proof: None,
+        boot_proof: None,
         suspected_damage: None,
         missed_writes: vec![],
         writer: None,
@@ -183,7 +184,7 @@ const CLASSIC_JSON: &str = "{\"vm1\":{\"checkpoints\":[\"virtnbdbackup.0\",\"vir
     \"totalFiles\":23,\"checkpoints\":2,\"totalSize\":2147483648},\"state\":\"running\",\
     \"newestCheckpoint\":\"virtnbdbackup.1\",\"newestCheckpointTime\":\"2024-11-02T02:00:02Z\",\
     \"changedBytes\":1048576,\"lastRestorePoint\":\"2024-11-02T02-00-02Z\",\
-    \"lastRestorePointTime\":\"2024-11-02T02:00:02Z\",\"nextBackup\":null,\"inconsistencies\":[],\"findings\":[],\"repairs\":[],\"lastVerifiedTime\":null,\"lastVerifiedDamage\":[],\"doubt\":null,\"writer\":null}}\n";
+    \"lastRestorePointTime\":\"2024-11-02T02:00:02Z\",\"nextBackup\":null,\"inconsistencies\":[],\"findings\":[],\"repairs\":[],\"lastVerifiedTime\":null,\"lastVerifiedDamage\":[],\"bootProof\":null,\"doubt\":null,\"writer\":null}}\n";
 
 #[test]
 fn json_for_machines_is_one_line_with_the_classic_keys_first() {

@@ -5,13 +5,13 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::lines::{found_on, line, push_line, table};
-use super::parts::{FindingPart, LeftOutPart, PointPart, Text, findings, texts};
+use super::parts::{BootProofPart, FindingPart, LeftOutPart, PointPart, Text, findings, texts};
 use super::pin::{self, PinPart};
 use crate::cli::pretty;
 use crate::model::left_out;
 use crate::model::restore_point::{Consistency, CopiedFrom, Level, RestorePoint};
 use crate::model::text::shown;
-use crate::ops::list::{DomainList, Listed, ListedMissedWrite};
+use crate::ops::list::{BootProof, DomainList, Listed, ListedMissedWrite};
 use crate::ops::verify::Proof;
 
 /// The document of a list.
@@ -37,6 +37,7 @@ pub(crate) struct ListedPart<'a> {
     #[serde(flatten)]
     pub(super) point: PointPart<'a>,
     pub(super) verified: Option<VerifiedPart<'a>>,
+    pub(super) boot_proof: Option<BootProofPart<'a>>,
     pub(super) doubt: Option<Text<'a>>,
     pub(super) missed_writes: Vec<MissedPart<'a>>,
     pub(super) pin: Option<PinPart<'a>>,
@@ -124,6 +125,7 @@ fn listed_part(listed: &Listed) -> ListedPart<'_> {
             ..PointPart::of(&listed.point, listed.size)
         },
         verified: listed.proof.as_ref().map(VerifiedPart::of),
+        boot_proof: listed.boot_proof.as_ref().map(BootProofPart::of),
         doubt: listed.suspected_damage.as_ref().map(Text::from),
         missed_writes: listed.missed_writes.iter().map(MissedPart::of).collect(),
         pin: listed.pin.as_ref().map(PinPart::of),
@@ -178,13 +180,25 @@ const SHORT: [Column; 7] = [
     SIZE,
     Column::of("GUEST", |listed| guest_word(listed.point.consistency).to_owned()),
     CHAIN,
-    Column::of("VERIFIED", |listed| verified(listed, short_proof)),
+    VERIFIED,
 ];
+
+const VERIFIED: Column = Column::of("VERIFIED", |listed| verified(listed, short_proof));
+
+/// The same, with a mark for restore points that are proven to boot.
+const VERIFIED_AND_BOOTED: Column = Column::of("VERIFIED", |listed| {
+    let is_booted = listed.boot_proof.as_ref().is_some_and(BootProof::is_proven);
+    match (is_booted, &listed.proof) {
+        (false, _) => verified(listed, short_proof),
+        (true, None) => "booted".to_owned(),
+        (true, Some(proof)) => format!("{}, booted", short_proof(proof)),
+    }
+});
 
 /// The short columns that are left out on narrow lines, in this order.
 const LEFT_OUT: [&str; 5] = ["GUEST", "DATA", "SIZE", "KIND", "VERIFIED"];
 
-const WIDE: [Column; 9] = [
+const WIDE: [Column; 10] = [
     ID,
     Column::of("LEVEL", |listed| listed.point.kind_word().to_owned()),
     DATA,
@@ -198,6 +212,9 @@ const WIDE: [Column; 9] = [
     }),
     CHAIN,
     Column::of("VERIFIED", |listed| verified(listed, full_proof)),
+    Column::of("BOOTED", |listed| {
+        listed.boot_proof.as_ref().map_or("-".to_owned(), booted)
+    }),
     Column::of("PERIOD", |listed| listed.point.period.clone()),
 ];
 
@@ -228,6 +245,7 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
                 push_line(&mut block, &format!("  {}: {}", listed.point.id, note.what));
             }
         }
+        block.push_str(&unproven_lines(&domain.points));
         for listed in &domain.points {
             for missed in &listed.missed_writes {
                 let (disk, found) = (shown(&missed.write.disk), found_on(&missed.write));
@@ -276,6 +294,20 @@ pub fn text(domains: &[DomainList], location: &str, columns: Columns) -> String 
     blocks.join("\n")
 }
 
+/// A line for each restore point whose last boot proof failed.
+fn unproven_lines(points: &[Listed]) -> String {
+    let mut lines = String::new();
+    for listed in points {
+        if let Some(proof) = &listed.boot_proof
+            && let Some(why) = &proof.shortfall
+        {
+            let (id, day) = (&listed.point.id, proof.time.strftime("%Y-%m-%d"));
+            push_line(&mut lines, &format!("  {id}: not proven to boot: {why} ({day})"));
+        }
+    }
+    lines
+}
+
 /// From which repositories restore points were copied: a sentence for each location.
 fn origins(points: &[Listed]) -> Vec<String> {
     let location = |listed: &Listed| Some(listed.point.copied_from.as_ref()?.location.clone());
@@ -295,12 +327,20 @@ fn origins(points: &[Listed]) -> Vec<String> {
     locations.into_iter().map(sentence).collect()
 }
 
-/// A table without the least important columns that do not fit.
+/// A table without the least important parts that do not fit: first the marks of boot proofs, then
+/// columns.
 fn fitting_table(points: &[Listed], width: usize) -> String {
+    let fits = |table: &str| table.lines().all(|line| line.chars().count() <= width);
     let mut columns: Vec<&Column> = SHORT.iter().collect();
+    let place = columns.len() - 1;
+    columns[place] = &VERIFIED_AND_BOOTED;
     let mut table = table_of(points, &columns);
+    if !fits(&table) {
+        columns[place] = &VERIFIED;
+        table = table_of(points, &columns);
+    }
     for title in LEFT_OUT {
-        if table.lines().all(|line| line.chars().count() <= width) {
+        if fits(&table) {
             break;
         }
         columns.retain(|column| column.title != title);
@@ -370,5 +410,14 @@ fn full_proof(proof: &Proof) -> String {
         (true, true, _) => format!("{day} deep"),
         (true, false, Some(deep)) => format!("{day} (deep {})", deep.strftime("%Y-%m-%d")),
         (true, false, None) => day.to_string(),
+    }
+}
+
+/// The day of the last boot proof (UTC), and how far the guest came if that was far enough.
+fn booted(proof: &BootProof) -> String {
+    let day = proof.time.strftime("%Y-%m-%d");
+    match proof.is_proven() {
+        true => format!("{day} {}", proof.reached.word()),
+        false => format!("{day} not proven"),
     }
 }

@@ -209,6 +209,13 @@ fn yaml_has_the_layout_of_the_node_program() {
   lastVerifiedTime: \"text\"
   lastVerifiedDamage:
     - \"text\"
+  bootProof:
+    time: \"text\"
+    reached: \"text\"
+    wanted: \"text\"
+    proven: true
+    shortfall: \"text\"
+    seconds: 1
   doubt: \"text\"
   writer: \"text\"
   lastRestorePointLacks:

@@ -13,6 +13,7 @@ use crate::model::left_out::LeftOut;
 use crate::model::restore_point::{Consistency, DiskPoint, RestorePoint};
 use crate::model::text::with_sources;
 use crate::ops::Error;
+use crate::ops::list::BootProof;
 use crate::ops::monitor::Ending;
 
 /// A text in a document. YAML has it in double quotes, as the Node.js VMSnap writes it.
@@ -189,6 +190,30 @@ impl<'a> PointPart<'a> {
             faults: Vec::new(),
             copy: point.is_copy(),
             guest: point.guest.as_ref().map(GuestPart::of),
+        }
+    }
+}
+
+/// How far a guest came that was last started from a restore point.
+#[derive(Debug, Serialize)]
+pub(crate) struct BootProofPart<'a> {
+    pub(super) time: Text<'a>,
+    pub(super) reached: Text<'a>,
+    pub(super) wanted: Text<'a>,
+    pub(super) proven: bool,
+    pub(super) shortfall: Option<Text<'a>>,
+    pub(super) seconds: u64,
+}
+
+impl<'a> BootProofPart<'a> {
+    pub(super) fn of(proof: &'a BootProof) -> Self {
+        BootProofPart {
+            time: Text::of(&proof.time),
+            reached: Text::from(proof.reached.word()),
+            wanted: Text::from(proof.wanted.word()),
+            proven: proof.is_proven(),
+            shortfall: proof.shortfall.as_ref().map(Text::from),
+            seconds: proof.seconds,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::integrity::{
 };
 use super::list::{ListDocument, ListDomain, ListedPart, MissedPart, OriginPart, VerifiedPart};
 use super::pack::{KeysDocument, PackDocument, SlotPart};
-use super::parts::{DiskPart, Domains, ErrorPart, FailedDomain, FindingPart};
+use super::parts::{BootProofPart, DiskPart, Domains, ErrorPart, FailedDomain, FindingPart};
 use super::parts::{GuestFileSystemPart, GuestPart, LeftDiskPart, LeftOutPart, PointPart, Text};
 use super::pin::{FailedPin, PinDocument, PinPart};
 use super::prune::{AppliedPart, DecisionPart, PrunedDomain, RetentionPart};
@@ -65,6 +65,17 @@ fn left_out() -> LeftOutPart<'static> {
     LeftOutPart {
         partial: true,
         left_out: vec![left_disk()],
+    }
+}
+
+fn boot_proof() -> BootProofPart<'static> {
+    BootProofPart {
+        time: text(),
+        reached: text(),
+        wanted: text(),
+        proven: true,
+        shortfall: Some(text()),
+        seconds: 1,
     }
 }
 
@@ -312,6 +323,7 @@ fn listed() -> ListedPart<'static> {
             deep_time: Some(text()),
             damage: vec![text()],
         }),
+        boot_proof: Some(boot_proof()),
         doubt: Some(text()),
         missed_writes: vec![MissedPart {
             disk: text(),
@@ -460,6 +472,7 @@ pub(super) fn status() -> StatusPart<'static> {
         repairs: vec![text()],
         last_verified_time: Some(text()),
         last_verified_damage: vec![text()],
+        boot_proof: Some(boot_proof()),
         doubt: Some(text()),
         writer: Some(text()),
         missed_writes: vec![status::MissedPart {

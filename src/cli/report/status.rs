@@ -156,6 +156,13 @@ fn further_lines(status: &DomainStatus, size: &dyn Fn(u64) -> String, pretty: bo
             },
         });
     }
+    lines.extend(status.boot_proof.iter().map(|proof| {
+        let result = match &proof.shortfall {
+            None => format!("proven ({})", proof.reached.word()),
+            Some(why) => format!("NOT PROVEN: {}", shown(why)),
+        };
+        format!("  Last boot proof: {}, {result}", proof.time)
+    }));
     lines.extend(status.missed_writes.iter().map(|missed| {
         let (disk, found) = (shown(&missed.disk), found_on(missed));
         format!("  Missed write: disk {disk}, {found}; the next backup will save this disk in full")

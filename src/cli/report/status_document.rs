@@ -3,7 +3,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::parts::{FindingPart, LeftDiskPart, Text, findings, left_disks, texts};
+use super::parts::{BootProofPart, FindingPart, LeftDiskPart, Text, findings, left_disks, texts};
 use crate::cli::pretty;
 use crate::model::restore_point::Level;
 use crate::ops::plan::BackupPlan;
@@ -40,6 +40,7 @@ pub(crate) struct StatusPart<'a> {
     pub(super) repairs: Vec<Text<'a>>,
     pub(super) last_verified_time: Option<Text<'a>>,
     pub(super) last_verified_damage: Vec<Text<'a>>,
+    pub(super) boot_proof: Option<BootProofPart<'a>>,
     pub(super) doubt: Option<Text<'a>>,
     pub(super) writer: Option<Text<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -147,6 +148,7 @@ fn part(status: &DomainStatus, pretty: bool) -> StatusPart<'_> {
                 .flat_map(|proof| &proof.damage)
                 .map(|note| &note.what),
         ),
+        boot_proof: status.boot_proof.as_ref().map(BootProofPart::of),
         doubt: status.suspected_damage.as_ref().map(Text::from),
         writer: status.writer.as_ref().map(Text::from),
         missed_writes: missed.collect(),

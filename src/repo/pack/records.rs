@@ -1,10 +1,10 @@
 //! Records about restore points: pins, verifications, missed writes, boot proofs and removals. Each
-//! is a sealed object of its own. A record never changes; a newer one names those that it replaces, and then
-//! they are deleted.
+//! is a sealed object of its own. A record never changes; a newer one names those that it replaces,
+//! and then they are deleted.
 //!
 //! The next backup relies on these records, so an unreadable one counts as the worst that its name
 //! allows: a pin pins, and a record of damage or of missed writes counts for the whole restore
-//! point.
+//! point. An unreadable boot proof counts for nothing.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
