@@ -45,6 +45,8 @@ pub enum ExitCode {
     GroupBy,
     /// Stored data is damaged, or differs from the domain.
     Damaged,
+    /// A guest that was started from a restore point did not come as far as it should.
+    NotProven,
     /// An unknown command or switch, an invalid value, or a request that contradicts itself or
     /// conflicts with something that exists.
     Usage,
@@ -54,7 +56,7 @@ pub enum ExitCode {
 
 impl ExitCode {
     /// All codes except those of signals, in the order of their numbers.
-    pub const ALL: [ExitCode; 13] = [
+    pub const ALL: [ExitCode; 14] = [
         ExitCode::Ok,
         ExitCode::NoDomains,
         ExitCode::NoRepository,
@@ -67,6 +69,7 @@ impl ExitCode {
         ExitCode::BackupFailed,
         ExitCode::GroupBy,
         ExitCode::Damaged,
+        ExitCode::NotProven,
         ExitCode::Usage,
     ];
 
@@ -85,6 +88,7 @@ impl ExitCode {
             ExitCode::BackupFailed => 9,
             ExitCode::GroupBy => 10,
             ExitCode::Damaged => 11,
+            ExitCode::NotProven => 12,
             ExitCode::Usage => 64,
             ExitCode::Signal(signal) => 128 + signal,
         }
@@ -119,6 +123,9 @@ impl ExitCode {
             }
             ExitCode::Damaged => {
                 "stored data is damaged, or differs from the domain (verify --compare-live); this code takes precedence over all others except those of signals"
+            }
+            ExitCode::NotProven => {
+                "a restore point is not proven: the guest that was started from it did not come as far as it should (verify --boot)"
             }
             ExitCode::Usage => {
                 "an unknown command or switch, an invalid value, or a request that contradicts itself or conflicts with something that exists"
@@ -162,6 +169,7 @@ impl ExitCode {
             Fault::Partial => ExitCode::BackupFailed,
             Fault::NotPruned | Fault::Incomplete => ExitCode::Failed,
             Fault::Damaged => ExitCode::Damaged,
+            Fault::NotProven => ExitCode::NotProven,
             Fault::Stopped(reason) => ExitCode::of_stop(reason),
         }
     }

@@ -4,8 +4,10 @@
 //! been pulled, or until they end.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::Result;
+use crate::model::guest::GuestFacts;
 
 /// Starts and finds trial domains.
 pub trait Trials: Send + Sync {
@@ -59,6 +61,38 @@ pub trait Trial: Send + Sync {
 
     /// Ends the domain at once, without asking the guest. A domain that has ended is no error.
     fn end(&self) -> Result<()>;
+
+    /// Whether the guest agent answers within this time. No agent, or one that is not connected
+    /// yet, is no error.
+    fn agent_answers(&self, limit: Duration) -> Result<bool>;
+
+    /// Returns what the guest agent tells; `None` if it does not answer within this time.
+    fn guest_facts(&self, limit: Duration) -> Result<Option<GuestFacts>>;
+
+    /// Starts a program in the guest: its path and its arguments. Returns the number by which
+    /// [`Trial::guest_exit`] knows it.
+    ///
+    /// # Errors
+    /// The agent does not answer within this time, or it refuses.
+    fn run_in_guest(&self, command: &[String], limit: Duration) -> Result<u64>;
+
+    /// Returns how a program in the guest has ended; `None` if it still runs.
+    fn guest_exit(&self, number: u64, limit: Duration) -> Result<Option<GuestExit>>;
+
+    /// Returns a picture of the first screen, in the format that the hypervisor uses (PPM or PNG).
+    ///
+    /// # Errors
+    /// The domain has no screen, or the picture cannot be read.
+    fn screenshot(&self) -> Result<Vec<u8>>;
+}
+
+/// How a program in a guest has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestExit {
+    /// With this code.
+    Code(i64),
+    /// By this signal, or by an exception of Windows.
+    Signal(i64),
 }
 
 /// The state of a trial domain.

@@ -16,9 +16,10 @@ use super::serve::{self, DiskServer};
 use super::stored::StoredPoint;
 use super::{Error, Result};
 use crate::host::Host;
+pub use crate::host::xml::Memory;
 use crate::host::xml::{Served, TrialEdits, as_trial, read_domain, with_addresses};
 use crate::io::Store;
-use crate::model::domain::Disk;
+use crate::model::domain::{Agent, Disk};
 use crate::model::finding::Finding;
 use crate::model::left_out::LeftOut;
 use crate::model::restore_point::RestorePoint;
@@ -33,11 +34,14 @@ mod stage;
 
 pub use leftovers::clear;
 use record::{Record, Records};
-pub use run::{Booted, Ending, Outcome};
+pub use run::{Booted, Ending, Onlooker, Outcome, Sight};
 use stage::Stage;
 
 /// The name of the socket in the folder of a trial domain.
 const SOCKET: &str = "nbd.sock";
+
+/// The name of the socket at which an onlooker gets the output of the domain's console.
+const CONSOLE: &str = "console.sock";
 
 /// The options of `boot`.
 #[derive(Clone, Debug, Default)]
@@ -48,8 +52,10 @@ pub struct Options {
     pub name: Option<String>,
     /// The libvirt network of its network cards; `None` leaves them without a link.
     pub network: Option<String>,
-    /// Its memory, in KiB; `None` for what the domain had.
-    pub memory: Option<u64>,
+    /// Its memory.
+    pub memory: Memory,
+    /// Whether an [`Onlooker`] sees its console and its screen.
+    pub is_watched: bool,
     /// The folder in which the disks stay, and the domain with them; `None` to remove both at the
     /// end.
     pub keep: Option<PathBuf>,
@@ -98,6 +104,18 @@ pub struct BootPlan {
     define: DefinePlan,
     /// The XML with which it is started.
     trial_xml: String,
+}
+
+impl BootPlan {
+    /// Whether the domain has a port for a guest agent.
+    pub(super) fn has_agent(&self) -> bool {
+        read_domain(&self.trial_xml).is_ok_and(|domain| domain.agent != Agent::None)
+    }
+
+    /// The socket at which an onlooker gets the output of its console.
+    pub(super) fn console(&self) -> PathBuf {
+        self.folder.join(CONSOLE)
+    }
 }
 
 /// A disk of a trial domain.
@@ -182,7 +200,8 @@ pub fn plan(domain: &str, repo: &dyn Repository, host: &dyn Host, options: &Opti
             .collect(),
         network: options.network.clone(),
         memory: options.memory,
-        console: None,
+        console: options.is_watched.then(|| folder.join(CONSOLE)),
+        screen: options.is_watched,
     };
     let (trial_xml, lacks) = as_trial(&define.xml, &edits).map_err(|error| failed(error.into()))?;
     let named = read_domain(&trial_xml).map_err(|error| failed(error.into()))?;
@@ -212,12 +231,37 @@ pub fn boot(
     means: &Means<'_>,
     ready: impl FnOnce(&Booted<'_>),
 ) -> Result<Outcome> {
+    watched(domain, plan, means, &mut Caller(Some(ready)))
+}
+
+/// Carries out a plan under the eyes of an onlooker, until it has seen enough. Otherwise as
+/// [`boot`].
+///
+/// # Errors
+/// As [`boot`].
+pub(super) fn watched(
+    domain: &str,
+    plan: BootPlan,
+    means: &Means<'_>,
+    onlooker: &mut dyn Onlooker,
+) -> Result<Outcome> {
     monitor::noting(means.monitor, |monitor| {
         for finding in &plan.findings {
             monitor.event(Event::Found { domain, finding });
         }
-        run::carry_out(domain, &plan, &Means { monitor, ..*means }, ready)
+        run::carry_out(domain, &plan, &Means { monitor, ..*means }, onlooker)
     })
+}
+
+/// An onlooker that only waits for the start.
+struct Caller<F>(Option<F>);
+
+impl<F: FnOnce(&Booted<'_>)> Onlooker for Caller<F> {
+    fn started(&mut self, booted: &Booted<'_>) {
+        if let Some(ready) = self.0.take() {
+            ready(booted);
+        }
+    }
 }
 
 /// A name that other users cannot guess, because they may pass through the folder.
@@ -281,17 +325,15 @@ fn start_server(domain: &str, plan: &BootPlan, means: &Means<'_>) -> Result<Disk
     };
     // The guest still needs its disks while it is being ended.
     let server = serve::start(domain, means.repo, &options, &Stop::default())?;
-    let owner = means.host.trials().owner();
-    if let Some((user, group)) = owner.map_err(|error| Error::of(domain, error))? {
-        let given = std::os::unix::fs::chown(&socket, Some(user), Some(group));
-        given.map_err(|source| {
-            let cause = Cause::Io {
-                operation: "give QEMU access to",
-                path: socket,
-                source,
-            };
-            Error::of(domain, cause)
-        })?;
-    }
+    give_qemu(&socket, means.host).map_err(|cause| Error::of(domain, cause))?;
     Ok(server)
+}
+
+/// Gives a file or a socket to the user as which QEMU runs.
+pub(super) fn give_qemu(path: &Path, host: &dyn Host) -> std::result::Result<(), Cause> {
+    stage::give(path, host.trials().owner()?).map_err(|source| Cause::Io {
+        operation: "give QEMU access to",
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -21,6 +21,8 @@ pub enum Fault {
     NotPruned,
     /// Stored data is damaged, or differs from the domain.
     Damaged,
+    /// A guest did not come as far as it should.
+    NotProven,
     /// Not everything could be examined.
     Incomplete,
     /// No domain had anything to work on.

@@ -13,6 +13,7 @@
 //! * `transfer`: copies restore points to another repository (`vmsnap copy`).
 //! * `serve`: offers disks at a restore point to NBD clients.
 //! * `boot`: starts a new domain from a restore point at once.
+//! * `boot_proof`: starts restore points to see how far their guests come (`vmsnap verify --boot`).
 //! * `mount`: shows a restore point as files in a folder.
 //! * `files`: reads single files of the guest.
 //! * `init` creates a pack repository, and `key` manages the keys of one.
@@ -28,6 +29,7 @@
 
 pub mod backup;
 pub mod boot;
+pub mod boot_proof;
 pub mod collect;
 pub mod compare;
 pub mod copy;

@@ -221,7 +221,7 @@ fn ids(history: &History) -> impl Iterator<Item = &str> {
     history.chains.points().iter().map(|kept| kept.point.id.as_str())
 }
 
-fn chosen(domain: &str, history: &History, which: &Which) -> Result<Vec<String>> {
+pub(super) fn chosen(domain: &str, history: &History, which: &Which) -> Result<Vec<String>> {
     let at = match which {
         Which::All if history.chains.points().is_empty() => "latest",
         Which::All => return Ok(ids(history).map(str::to_owned).collect()),

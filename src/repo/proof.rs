@@ -108,6 +108,12 @@ pub struct BootProof {
     pub reached: BootLevel,
     /// How far it should have come.
     pub wanted: BootLevel,
+    /// The pattern that the user wanted to see on its console.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// The user's command in it, word by word; empty for none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
     /// Why the restore point is not proven, as a sentence; `None` if it is.
     pub shortfall: Option<String>,
     /// How long it took, in seconds.

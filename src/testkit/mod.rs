@@ -13,7 +13,7 @@ mod recorder;
 pub use cached::{cached_bytes, forget_cached};
 pub use crash::{Blow, CrashHost, CrashStore, Fuse, clone_by_copying};
 pub use disk::MemDisk;
-pub use host::SimHost;
+pub use host::{SimGuest, SimHost};
 pub use memory::MemoryRepository;
 pub use objects::{MemoryObjects, ObjectTrouble};
 #[cfg(feature = "object-store")]

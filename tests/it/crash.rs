@@ -3,6 +3,7 @@
 
 mod backup;
 mod boot;
+mod boot_proof;
 mod compare;
 mod in_place;
 mod merge;

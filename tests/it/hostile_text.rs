@@ -46,6 +46,8 @@ fn boot_proof(words: &str) -> BootProof {
         time: jiff::Timestamp::UNIX_EPOCH,
         reached: BootLevel::Read,
         wanted: BootLevel::Same,
+        pattern: None,
+        command: Vec::new(),
         shortfall: Some(words.to_owned()),
         seconds: 1,
     }

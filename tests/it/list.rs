@@ -197,6 +197,8 @@ fn boot(lab: &Lab, place: usize, shortfall: Option<&str>) {
         time: "2026-11-21T02:00:00Z".parse().expect("a time"),
         reached: BootLevel::Agent,
         wanted: BootLevel::Same,
+        pattern: None,
+        command: Vec::new(),
         shortfall: shortfall.map(str::to_owned),
         seconds: 9,
     };

@@ -5,6 +5,7 @@
 mod backup_and_restore;
 mod beside_merges;
 mod boot;
+mod boot_proof;
 mod classic;
 mod cli_verify;
 mod compare;

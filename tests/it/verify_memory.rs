@@ -283,6 +283,8 @@ fn boot_proof(lab: &Lab, place: usize) -> BootProof {
         time: lab.now.timestamp(),
         reached: BootLevel::Nothing,
         wanted: BootLevel::Agent,
+        pattern: None,
+        command: Vec::new(),
         shortfall: Some("it did not answer".to_owned()),
         seconds: 60,
     }

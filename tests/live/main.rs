@@ -14,6 +14,7 @@ mod chaos;
 mod cli_backup;
 mod cli_beside;
 mod cli_boot;
+mod cli_boot_proof;
 mod cli_classic;
 mod cli_classic_scrub;
 mod cli_files;

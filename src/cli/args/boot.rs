@@ -80,7 +80,7 @@ pub struct BootArgs {
 }
 
 /// Reads an amount of memory, and returns it in KiB.
-fn memory(text: &str) -> Result<u64, String> {
+pub(super) fn memory(text: &str) -> Result<u64, String> {
     let wrong = || "expected a number of MiB or GiB, such as 512M or 4G".to_owned();
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);

@@ -17,7 +17,7 @@ use crate::model::finding::Finding;
 use crate::model::stop::Stop;
 use crate::ops;
 use crate::ops::background;
-use crate::ops::boot::{BootPlan, Booted, Ending, Means, Options, Outcome, boot, clear, plan};
+use crate::ops::boot::{BootPlan, Booted, Ending, Means, Memory, Options, Outcome, boot, clear, plan};
 
 /// The time between two looks at the domain.
 const GLANCE: Duration = Duration::from_millis(250);
@@ -40,7 +40,8 @@ pub fn run(args: &BootArgs, stop: &Stop) -> CommandResult {
         at: args.at.clone(),
         name: args.name.clone(),
         network: args.network.clone(),
-        memory: args.memory,
+        memory: args.memory.map_or(Memory::Own, Memory::Fixed),
+        is_watched: false,
         keep: args.keep.clone(),
         scratch: absolute(&args.scratch_dir)?,
     };

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+mod boot_proof;
+
 use jiff::{Span, Timestamp, Zoned};
 
 use super::kept::{KeptDomains, nothing_in};
@@ -32,13 +34,16 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     if args.compare_live {
         return compare_live(args, stop);
     }
+    if args.boot {
+        return boot_proof::run(args, stop);
+    }
+    if args.scratch_dir.is_some() {
+        let what = "--scratch-dir needs --compare-live or --boot";
+        return Err(Refusal::new(ExitCode::Usage, what));
+    }
     let now = now();
     let options = Options {
-        which: match (args.all, args.at.as_str()) {
-            (true, _) => Which::All,
-            (false, "latest") => Which::Latest,
-            (false, at) => Which::At(at.to_owned()),
-        },
+        which: which(args),
         deep: args.deep,
         verified_since: args
             .older_than
@@ -155,6 +160,15 @@ fn tell_uncompared(domain: &str, outcome: &compare::Outcome, json: bool) {
             disk: Some(&disk.target),
             ..Entry::of(Level::Warning, domain, &format!("not compared: {}", disk.why))
         });
+    }
+}
+
+/// The restore points that the arguments name.
+fn which(args: &VerifyArgs) -> Which {
+    match (args.all, args.at.as_str()) {
+        (true, _) => Which::All,
+        (false, "latest") => Which::Latest,
+        (false, at) => Which::At(at.to_owned()),
     }
 }
 

@@ -84,7 +84,8 @@ pub fn ended_document<'a>(domain: &'a str, outcome: &'a Outcome) -> BootedDocume
         name: Text::from(&outcome.plan.name),
         ending: match outcome.ending {
             Ending::Ended => "ended",
-            Ending::Stopped => "stopped",
+            // Nobody looks on.
+            Ending::Stopped | Ending::Seen => "stopped",
             Ending::Kept => "kept",
         },
         bytes_read: sum(|counts| counts.bytes),
@@ -172,11 +173,11 @@ pub fn ended_text(domain: &str, outcome: &Outcome, took: Duration) -> String {
         (Ending::Ended, Some(_)) => {
             format!("domain '{name}' ended before its disks were copied, so nothing was kept")
         }
-        (Ending::Stopped, Some(_)) => {
+        (Ending::Stopped | Ending::Seen, Some(_)) => {
             format!("domain '{name}' was ended before its disks were copied, so nothing was kept")
         }
         (Ending::Ended, None) => format!("domain '{name}' has ended, and was removed"),
-        (Ending::Stopped, None) => format!("domain '{name}' was ended and removed"),
+        (Ending::Stopped | Ending::Seen, None) => format!("domain '{name}' was ended and removed"),
     };
     let bytes: u64 = outcome.counts.iter().map(|counts| counts.bytes).sum();
     line(&format!(

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::backup::{BackupDomain, PlannedDomain};
 use super::boot::{BootDocument, BootedDocument};
+use super::boot_proof::BootedDomain;
 use super::collect::{CollectDocument, PruneDocument};
 use super::compare::ComparedDomain;
 use super::copy::CopiedDomain;
@@ -34,6 +35,8 @@ pub(crate) enum Document<'a> {
     Verify(Domains<'a, VerifiedDomain<'a>>),
     /// The document of `verify --compare-live`.
     Compare(Domains<'a, ComparedDomain<'a>>),
+    /// The document of `verify --boot`.
+    BootProof(Domains<'a, BootedDomain<'a>>),
     /// The document of `restore`.
     Restore(RestoreDocument<'a>),
     /// The document of `restore --in-place`.

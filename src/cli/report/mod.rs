@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod boot;
+pub mod boot_proof;
 pub mod collect;
 pub mod compare;
 pub(crate) mod copy;

@@ -18,6 +18,7 @@ fn heading(document: &Document<'_>) -> &'static str {
         Document::List(_) => "`list --json`",
         Document::Verify(_) => "`verify --json`",
         Document::Compare(_) => "`verify --compare-live --json`",
+        Document::BootProof(_) => "`verify --boot --json`",
         Document::Restore(_) => "`restore --json`",
         Document::InPlace(_) => "`restore --in-place --json`",
         Document::FailedRestore(_) => "`restore --json` that failed",

@@ -2,6 +2,7 @@
 
 use super::backup::{BackupDomain, MadePart, PlanPart, PlannedDiskPart, PlannedDomain};
 use super::backup::{PrunePart, PrunePlanPart};
+use super::boot_proof::{BootedDomain, BootedPart, BootedPointPart};
 use super::collect::{AmountPart, CollectDocument, CollectionPart, PruneDocument};
 use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
 use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
@@ -390,6 +391,24 @@ fn compared() -> ComparedPart<'static> {
     }
 }
 
+fn booted() -> BootedPart<'static> {
+    BootedPart {
+        domain: text(),
+        outcome: "proven",
+        restore_points: vec![BootedPointPart {
+            id: text(),
+            skipped: true,
+            boot_proof: boot_proof(),
+            damaged: true,
+            last_line: text(),
+            picture: Some(text()),
+            console: Some(text()),
+        }],
+        findings: vec![finding()],
+        error: Some(error()),
+    }
+}
+
 fn scrubbed() -> ScrubbedDomain<'static> {
     let bitmap = || BitmapPart {
         disk: text(),
@@ -509,6 +528,10 @@ pub(super) fn samples() -> Vec<Document<'static>> {
         Document::Compare(domains(vec![
             ComparedDomain::Compared(compared()),
             ComparedDomain::Failed(failed_domain()),
+        ])),
+        Document::BootProof(domains(vec![
+            BootedDomain::Booted(booted()),
+            BootedDomain::Failed(failed_domain()),
         ])),
         Document::Restore(recovery::restore()),
         Document::InPlace(recovery::in_place()),

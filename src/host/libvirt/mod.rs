@@ -7,6 +7,7 @@ mod checkpoints;
 mod files;
 mod firmware;
 mod freeze;
+mod guest_exec;
 mod image_bitmaps;
 mod images;
 mod inspect;

@@ -2,16 +2,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use virt::domain::Domain as Handle;
 use virt::error::ErrorNumber;
 use virt_sys as sys;
 
 use super::link::Link;
-use super::{CallError, HostError, LibvirtHost, Refusal, Result, failed, ffi, inspect, link};
-use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
+use super::{
+    CallError, HostError, LibvirtHost, Refusal, Result, agent, failed, ffi, guest_exec, inspect, link,
+};
+use crate::host::trial::{GuestExit, Pull, Trial, TrialLife, TrialState, Trials};
 use crate::host::xml::{dac_owner, read_domain};
 use crate::model::domain::{Backing, Disk};
+use crate::model::guest::GuestFacts;
 
 /// How often the guest is resumed after a flush, before that counts as failed.
 const RESUMES: usize = 3;
@@ -170,6 +174,28 @@ impl Trial for LibvirtTrial {
             Err(error) if is_gone(error.code()) => Ok(()),
             Err(error) => Err(failed("end the domain")(CallError::from(error))),
         }
+    }
+
+    fn agent_answers(&self, limit: Duration) -> Result<bool> {
+        guest_exec::answers(&self.running()?, limit)
+    }
+
+    fn guest_facts(&self, limit: Duration) -> Result<Option<GuestFacts>> {
+        let seconds = u16::try_from(limit.as_secs()).unwrap_or(u16::MAX).max(1);
+        agent::facts(&self.running()?, seconds)
+    }
+
+    fn run_in_guest(&self, command: &[String], limit: Duration) -> Result<u64> {
+        guest_exec::run(&self.running()?, command, limit)
+    }
+
+    fn guest_exit(&self, number: u64, limit: Duration) -> Result<Option<GuestExit>> {
+        guest_exec::exit(&self.running()?, number, limit)
+    }
+
+    fn screenshot(&self) -> Result<Vec<u8>> {
+        let connection = self.link.connection()?;
+        guest_exec::screenshot(&connection, &self.running()?)
     }
 }
 

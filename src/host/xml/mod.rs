@@ -28,7 +28,7 @@ pub(crate) use job::{BackupDisk, backup_socket, write_backup};
 #[cfg(feature = "libvirt")]
 pub(crate) use pool::{read_pool, write_volume};
 pub(crate) use sources::{NamedPlace, read_sources};
-pub use trial::{Served, TrialEdits, as_trial, with_addresses};
+pub use trial::{Memory, Served, TrialEdits, as_trial, with_addresses};
 
 use std::io;
 use std::path::Path;

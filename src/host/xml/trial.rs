@@ -20,10 +20,24 @@ pub struct TrialEdits {
     pub disks: BTreeMap<String, Served>,
     /// The libvirt network for all network cards; `None` leaves them without a link.
     pub network: Option<String>,
-    /// The memory in KiB; `None` keeps it.
-    pub memory: Option<u64>,
-    /// The file that receives the output of the first serial port.
+    /// The memory.
+    pub memory: Memory,
+    /// The unix socket of a listener that gets the output of the first serial port.
     pub console: Option<PathBuf>,
+    /// Whether it gets a graphics card if it has none, so that it has a screen.
+    pub screen: bool,
+}
+
+/// The memory of a trial domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// What the domain had.
+    #[default]
+    Own,
+    /// This many KiB.
+    Fixed(u64),
+    /// What the domain had, but at most this many KiB.
+    AtMost(u64),
 }
 
 /// A disk that an NBD server offers.
@@ -97,7 +111,7 @@ pub fn as_trial(xml: &str, edits: &TrialEdits) -> Result<(String, Vec<String>)> 
         for device in devices.children().filter(Node::is_element) {
             editor.device(device)?;
         }
-        editor.add_console(devices)?;
+        editor.add_devices(domain, devices)?;
     }
     if let Some(target) = editor.missing.first() {
         return Err(bad(WHAT, format!("it has no disk {target}")));
@@ -136,8 +150,14 @@ struct Editor<'a> {
 
 impl Editor<'_> {
     fn set_memory(&mut self, domain: Node) {
-        let Some(memory) = self.edits.memory else {
-            return;
+        let memory = match self.edits.memory {
+            Memory::Own => return,
+            Memory::Fixed(memory) => memory,
+            // Memory that cannot be read is not more than any limit.
+            Memory::AtMost(most) => match child(domain, "memory").and_then(kibibytes) {
+                Some(own) if own > most => most,
+                _ => return,
+            },
         };
         for node in children(domain, "memory") {
             let text = format!("<memory unit='KiB'>{memory}</memory>");
@@ -302,7 +322,7 @@ impl Editor<'_> {
             let kept = ["target", "address", "alias"];
             let kept = kept.iter().flat_map(|name| children(port, name));
             let kept: String = kept.map(|node| self.splice.source(node)).collect();
-            let text = format!("<serial type='file'>{}{kept}</serial>", console_source(path)?);
+            let text = format!("<serial type='unix'>{}{kept}</serial>", console_source(path)?);
             self.splice.replace(port.range(), text);
             return Ok(());
         }
@@ -319,14 +339,18 @@ impl Editor<'_> {
         Ok(())
     }
 
-    fn add_console(&mut self, devices: Node) -> Result<()> {
-        let Some(path) = self.edits.console.as_deref().filter(|_| !self.has_console) else {
-            return Ok(());
-        };
-        let text = format!("<serial type='file'>{}</serial>", console_source(path)?);
+    /// Adds the console and the graphics card that the domain lacks.
+    fn add_devices(&mut self, domain: Node, devices: Node) -> Result<()> {
+        let mut text = String::new();
+        if let Some(path) = self.edits.console.as_deref().filter(|_| !self.has_console) {
+            self.has_console = true;
+            text.push_str(&format!("<serial type='unix'>{}</serial>", console_source(path)?));
+        }
+        if self.edits.screen && child(devices, "video").is_none() && is_pc(domain) {
+            text.push_str("<video><model type='vga'/></video>");
+        }
         let last = devices.last_element_child();
         let last = last.ok_or_else(|| bad(WHAT, "it has no devices"))?;
-        self.has_console = true;
         self.splice.insert(last.range().end, text);
         Ok(())
     }
@@ -359,8 +383,40 @@ impl Editor<'_> {
 }
 
 fn console_source(path: &Path) -> Result<String> {
-    let path = path_text(path, "console's log")?;
-    Ok(format!("<source path='{}'/>", escape(path)))
+    let path = path_text(path, "console's socket")?;
+    Ok(format!("<source mode='connect' path='{}'/>", escape(path)))
+}
+
+/// Whether the machine is one that can have a VGA card.
+fn is_pc(domain: Node) -> bool {
+    let mut types = children(domain, "os").flat_map(|os| children(os, "type"));
+    types.any(|kind| matches!(kind.attribute("arch"), None | Some("x86_64" | "i686")))
+}
+
+/// The size in an element with a unit, in KiB, which is also the unit of an element without one.
+/// The units are those of virScaleInteger in libvirt's virutil.c.
+fn kibibytes(node: Node) -> Option<u64> {
+    let number: u64 = node.text()?.trim().parse().ok()?;
+    let unit = node.attribute("unit").unwrap_or("KiB").to_ascii_lowercase();
+    let (prefix, is_decimal) = match unit.strip_suffix("ib") {
+        Some(prefix) => (prefix, false),
+        None => match unit.as_str() {
+            "b" | "bytes" | "byte" => ("", false),
+            unit => (unit.trim_end_matches('b'), unit.ends_with('b')),
+        },
+    };
+    let power = match prefix {
+        "" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        "p" => 5,
+        "e" => 6,
+        _ => return None,
+    };
+    let base: u64 = if is_decimal { 1000 } else { 1024 };
+    Some(number.checked_mul(base.checked_pow(power)?)? / 1024)
 }
 
 #[cfg(test)]

@@ -186,11 +186,11 @@ fn the_served_disk_is_beneath_its_overlay() {
 #[test]
 fn a_console_replaces_the_first_port_or_is_added() {
     let console = TrialEdits {
-        console: Some("/var/tmp/o/console.log".into()),
+        console: Some("/var/tmp/o/console.sock".into()),
         ..edits()
     };
     let (xml, _) = trial(&console);
-    let first = "<serial type='file'><source path='/var/tmp/o/console.log'/><target type='isa-serial' port='0'/></serial>";
+    let first = "<serial type='unix'><source mode='connect' path='/var/tmp/o/console.sock'/><target type='isa-serial' port='0'/></serial>";
     assert!(xml.contains(first), "{xml}");
     assert!(
         xml.contains("<serial type='pty'><target port='1'/></serial>"),
@@ -200,7 +200,9 @@ fn a_console_replaces_the_first_port_or_is_added() {
                  <target dev='vda'/></disk></devices></domain>";
     let (xml, _) = as_trial(small, &console).expect("it can be edited");
     assert!(
-        xml.contains("<serial type='file'><source path='/var/tmp/o/console.log'/></serial></devices>"),
+        xml.contains(
+            "<serial type='unix'><source mode='connect' path='/var/tmp/o/console.sock'/></serial></devices>"
+        ),
         "{xml}"
     );
 }
@@ -209,7 +211,7 @@ fn a_console_replaces_the_first_port_or_is_added() {
 fn memory_and_network_are_set_on_request() {
     let wanted = TrialEdits {
         network: Some("isolated & small".to_owned()),
-        memory: Some(1 << 20),
+        memory: Memory::Fixed(1 << 20),
         ..edits()
     };
     let (xml, _) = trial(&wanted);

@@ -28,6 +28,34 @@ pub struct Booted<'a> {
     pub plan: &'a BootPlan,
 }
 
+/// Sees what a trial domain does.
+pub trait Onlooker {
+    /// Called before the domain starts. Its folder exists.
+    ///
+    /// # Errors
+    /// The domain must not start, for this cause.
+    fn begin(&mut self, _plan: &BootPlan) -> std::result::Result<(), Cause> {
+        Ok(())
+    }
+
+    /// Called once the domain runs.
+    fn started(&mut self, _booted: &Booted<'_>) {}
+
+    /// Called again and again while it runs. Returns whether enough was seen, so that it can end.
+    fn look(&mut self, _sight: &Sight<'_>) -> bool {
+        false
+    }
+}
+
+/// What an onlooker sees of a trial domain.
+#[derive(Clone, Copy)]
+pub struct Sight<'a> {
+    /// The domain.
+    pub trial: &'a dyn Trial,
+    /// The number of bytes that it has read from the restore point.
+    pub bytes_read: u64,
+}
+
 /// How a trial domain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -37,6 +65,8 @@ pub enum Ending {
     Stopped,
     /// Its disks are kept, and it runs.
     Kept,
+    /// An onlooker has seen enough.
+    Seen,
 }
 
 /// The result of `boot`.
@@ -69,7 +99,7 @@ pub(super) fn carry_out(
     domain: &str,
     plan: &BootPlan,
     means: &Means<'_>,
-    ready: impl FnOnce(&Booted<'_>),
+    onlooker: &mut dyn Onlooker,
 ) -> Result<Outcome> {
     let failed = |error| Error::of(domain, error);
     let mut findings = plan.findings.clone();
@@ -87,8 +117,9 @@ pub(super) fn carry_out(
     if let Some(reason) = means.stop.reason() {
         return Err(Error::of(domain, Cause::Stopped(reason)));
     }
+    onlooker.begin(plan).map_err(|cause| Error::of(domain, cause))?;
     let trial = means.host.trials().start(&plan.trial_xml, life).map_err(failed)?;
-    ready(&Booted { plan });
+    onlooker.started(&Booted { plan });
     let mut watch = Watch {
         domain,
         trial: trial.as_ref(),
@@ -101,7 +132,7 @@ pub(super) fn carry_out(
     };
     let ending = match &plan.keep {
         Some(_) => watch.pull_all(plan, &mut stage)?,
-        None => watch.until_the_end()?,
+        None => watch.until_the_end(onlooker)?,
     };
     if ending == Ending::Kept {
         if let Err(cause) = stage.keep(&plan.define.xml) {
@@ -191,10 +222,17 @@ impl Watch<'_> {
         self.findings.push(finding);
     }
 
-    fn until_the_end(&mut self) -> Result<Ending> {
+    fn until_the_end(&mut self, onlooker: &mut dyn Onlooker) -> Result<Ending> {
         loop {
             if let Some(ending) = self.glance()? {
                 return Ok(ending);
+            }
+            let sight = Sight {
+                trial: self.trial,
+                bytes_read: self.server.bytes_read(),
+            };
+            if onlooker.look(&sight) {
+                return Ok(Ending::Seen);
             }
         }
     }
@@ -232,7 +270,7 @@ impl Watch<'_> {
                             disk.target
                         );
                         self.report(Finding::of_disk("disk-not-pulled", &disk.target, what));
-                        return self.until_the_end();
+                        return self.until_the_end(&mut Unmoved);
                     }
                 }
             }
@@ -321,6 +359,11 @@ impl Watch<'_> {
         Ok(Pulled::Done)
     }
 }
+
+/// An onlooker that never has seen enough.
+struct Unmoved;
+
+impl Onlooker for Unmoved {}
 
 /// How the pull of a disk ended.
 enum Pulled {

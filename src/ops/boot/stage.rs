@@ -213,7 +213,7 @@ impl Drop for Stage<'_> {
     }
 }
 
-fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+pub(super) fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     match owner {
         Some((user, group)) => chown(path, Some(user), Some(group)),
         None => Ok(()),

@@ -107,6 +107,8 @@ fn the_newest_boot_proof_counts() {
         time: moment(second),
         reached: BootLevel::Agent,
         wanted: BootLevel::Agent,
+        pattern: None,
+        command: Vec::new(),
         shortfall: None,
         seconds: 5,
     };

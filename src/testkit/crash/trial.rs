@@ -1,11 +1,13 @@
 //! Trial domains of a client that dies.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::fuse::{Fuse, died};
 use super::host::CrashHost;
-use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
+use crate::host::trial::{GuestExit, Pull, Trial, TrialLife, TrialState, Trials};
 use crate::host::{Host, Result};
+use crate::model::guest::GuestFacts;
 
 impl<H: Host> Trials for CrashHost<H> {
     fn owner(&self) -> Result<Option<(u32, u32)>> {
@@ -74,5 +76,25 @@ impl Trial for CrashTrial {
 
     fn end(&self) -> Result<()> {
         self.step("end the domain", |trial| trial.end())
+    }
+
+    fn agent_answers(&self, limit: Duration) -> Result<bool> {
+        self.ask(|trial| trial.agent_answers(limit))
+    }
+
+    fn guest_facts(&self, limit: Duration) -> Result<Option<GuestFacts>> {
+        self.ask(|trial| trial.guest_facts(limit))
+    }
+
+    fn run_in_guest(&self, command: &[String], limit: Duration) -> Result<u64> {
+        self.step("run in the guest", |trial| trial.run_in_guest(command, limit))
+    }
+
+    fn guest_exit(&self, number: u64, limit: Duration) -> Result<Option<GuestExit>> {
+        self.ask(|trial| trial.guest_exit(number, limit))
+    }
+
+    fn screenshot(&self) -> Result<Vec<u8>> {
+        self.ask(|trial| trial.screenshot())
     }
 }

@@ -22,7 +22,7 @@ mod world;
 
 use domain::SimDomain;
 use pools::SimPool;
-pub use trial::SimTrial;
+pub use trial::{SimGuest, SimTrial};
 
 /// A simulated hypervisor. Clones share one state.
 #[derive(Clone, Default)]
@@ -60,6 +60,8 @@ struct State {
     trials: BTreeMap<String, SimTrial>,
     /// The next trial domain cannot be started.
     fail_trial: bool,
+    /// What the guests of trial domains do.
+    trial_guest: trial::SimGuest,
     /// The next pull of a disk fails.
     fail_pull: bool,
     fuse: Option<Fuse>,

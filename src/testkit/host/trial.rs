@@ -1,12 +1,18 @@
 //! Simulated trial domains: each pull takes a few looks.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use super::{SimHost, simulated};
-use crate::host::trial::{Pull, Trial, TrialLife, TrialState, Trials};
+use crate::host::trial::{GuestExit, Pull, Trial, TrialLife, TrialState, Trials};
 use crate::host::xml::read_domain;
 use crate::host::{Host, HostError, Result};
+use crate::model::guest::GuestFacts;
+use crate::model::stop::{Stop, WaitLimit};
+use crate::nbd::Client;
 
 /// The number of looks at a pull until it is done.
 const LOOKS: u64 = 3;
@@ -26,6 +32,29 @@ pub struct SimTrial {
     is_flushed: bool,
     /// The looks at the pulls that have begun, by target.
     pulls: BTreeMap<String, u64>,
+    /// How often its agent was asked.
+    asked: u32,
+    /// The programs that were started in it.
+    pub commands: Vec<Vec<String>>,
+}
+
+/// What the guest of each trial domain does.
+#[derive(Clone, Debug, Default)]
+pub struct SimGuest {
+    /// What it writes to its console at its start.
+    pub console: Vec<u8>,
+    /// The targets of the disks whose first bytes it reads at its start.
+    pub reads: Vec<String>,
+    /// How many questions its agent leaves unanswered at first; `None` for a guest without one.
+    pub silent: Option<u32>,
+    /// What its agent tells.
+    pub facts: GuestFacts,
+    /// How programs in it end, one after the other; without one they run for ever.
+    pub exits: Vec<GuestExit>,
+    /// What is on its screen; empty if it has none.
+    pub screen: Vec<u8>,
+    /// Whether it shuts itself down at once.
+    pub ends: bool,
 }
 
 impl SimHost {
@@ -44,6 +73,11 @@ impl SimHost {
         let mut state = self.state();
         let trials = state.trials.values_mut();
         trials.for_each(|trial| trial.stuck = Some(pulls));
+    }
+
+    /// Sets what the guests of trial domains do.
+    pub fn set_trial_guest(&self, guest: SimGuest) {
+        self.state().trial_guest = guest;
     }
 
     /// What a hypervisor does when the process of its client has died.
@@ -87,8 +121,17 @@ impl Trials for SimHost {
             stuck: None,
             is_flushed: false,
             pulls: BTreeMap::new(),
+            asked: 0,
+            commands: Vec::new(),
         };
-        state.trials.insert(described.uuid.clone(), trial);
+        let guest = state.trial_guest.clone();
+        if !guest.ends {
+            state.trials.insert(described.uuid.clone(), trial);
+        }
+        drop(state);
+        guest
+            .boot(xml)
+            .map_err(|error| simulated("start the domain", &error.to_string()))?;
         Ok(Box::new(Running {
             host: self.clone(),
             uuid: described.uuid,
@@ -192,6 +235,65 @@ impl Trial for Running {
 
     fn end(&self) -> Result<()> {
         self.host.state().trials.remove(&self.uuid);
+        Ok(())
+    }
+
+    fn agent_answers(&self, _limit: Duration) -> Result<bool> {
+        let silent = self.host.state().trial_guest.silent;
+        let asked = self.with(|trial| {
+            trial.asked += 1;
+            trial.asked
+        })?;
+        Ok(silent.is_some_and(|silent| asked > silent))
+    }
+
+    fn guest_facts(&self, limit: Duration) -> Result<Option<GuestFacts>> {
+        let answers = self.agent_answers(limit)?;
+        let facts = self.host.state().trial_guest.facts.clone();
+        Ok(answers.then_some(facts))
+    }
+
+    fn run_in_guest(&self, command: &[String], _limit: Duration) -> Result<u64> {
+        self.with(|trial| {
+            trial.commands.push(command.to_vec());
+            trial.commands.len() as u64 - 1
+        })
+    }
+
+    fn guest_exit(&self, number: u64, _limit: Duration) -> Result<Option<GuestExit>> {
+        let exits = self.host.state().trial_guest.exits.clone();
+        Ok(usize::try_from(number)
+            .ok()
+            .and_then(|number| exits.get(number))
+            .copied())
+    }
+
+    fn screenshot(&self) -> Result<Vec<u8>> {
+        match self.host.state().trial_guest.screen.clone() {
+            screen if screen.is_empty() => Err(simulated("take a picture of the screen", "there is none")),
+            screen => Ok(screen),
+        }
+    }
+}
+
+impl SimGuest {
+    /// Does what a guest does first: it reads from its disks, and writes to its console.
+    fn boot(&self, xml: &str) -> io::Result<()> {
+        let of = |before: &str, end: &str| Some(xml.split_once(before)?.1.split_once(end)?.0.to_owned());
+        if let Some(path) = of("<source mode='connect' path='", "'") {
+            UnixStream::connect(path)?.write_all(&self.console)?;
+        }
+        let socket = of("<host transport='unix' socket='", "'");
+        for (target, socket) in self.reads.iter().zip(socket.iter().cycle()) {
+            let limit = WaitLimit {
+                deadline: Duration::from_secs(60),
+                stop: Stop::default(),
+            };
+            let client = Client::connect_unix(Path::new(socket), target, &[], &limit);
+            let mut first = vec![0; 4096];
+            // A guest survives a disk that cannot be read.
+            let _ = client.map_err(io::Error::other)?.read(0, &mut first);
+        }
         Ok(())
     }
 }

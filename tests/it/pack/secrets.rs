@@ -65,6 +65,8 @@ fn no_object_tells_a_name_a_definition_or_a_byte_of_a_disk() {
         time: missed.time,
         reached: BootLevel::Read,
         wanted: BootLevel::Agent,
+        pattern: None,
+        command: Vec::new(),
         shortfall: Some("shortfall-of-the-guest".to_owned()),
         seconds: 7,
     };

@@ -183,6 +183,8 @@ pub fn missed_writes_are_remembered_after_a_merge(kind: &dyn Kind) {
         time: moment(51),
         reached: BootLevel::Agent,
         wanted: BootLevel::Agent,
+        pattern: None,
+        command: Vec::new(),
         shortfall: None,
         seconds: 7,
     };

@@ -538,6 +538,8 @@ pub fn the_newest_boot_proof_is_remembered(kind: &dyn Kind) {
         time: moment(number),
         reached: BootLevel::Read,
         wanted: BootLevel::Agent,
+        pattern: None,
+        command: Vec::new(),
         shortfall: shortfall.map(str::to_owned),
         seconds: 7,
     };

@@ -114,8 +114,8 @@ fn nothing_happens_without_a_complete_view() {
         assert_eq!(error.class(), PackErrorClass::Damaged);
     }
 
-    // Whatever pack is missing: if it is needed, nothing is deleted. Packs have random names, so it is
-    // one repository that misses each of them in turn.
+    // Whatever pack is missing: if it is needed, nothing is deleted. Packs have random names, so
+    // one repository misses each of them in turn.
     let whole = busy();
     let packs = whole.names("packs/").len();
     let mut refused = 0;

@@ -1,0 +1,124 @@
+//! The output of `vmsnap verify --boot`.
+
+use serde::Serialize;
+
+use super::lines::push_line;
+use super::parts::{BootProofPart, Domains, ErrorPart, FailedDomain, FindingPart, Text, findings};
+use crate::cli::exit_code::ExitCode;
+use crate::cli::pretty;
+use crate::model::text::shown;
+use crate::ops::boot_proof::{BootedPoint, Outcome};
+use crate::ops::each::Turn;
+
+/// The lines about a domain: one for each restore point, and its details.
+pub fn lines(turn: &Turn<Outcome>) -> String {
+    let Ok(outcome) = &turn.result else {
+        return String::new();
+    };
+    let mut text = String::new();
+    for point in &outcome.points {
+        let what = format!("{}: {}: {}", shown(&turn.domain), point.proof.id, sentence(point));
+        push_line(&mut text, &what);
+        if !point.proof.is_proven() && !point.last_line.is_empty() {
+            push_line(
+                &mut text,
+                &format!("  last line of its console: {}", point.last_line),
+            );
+        }
+        if let Some(path) = &point.picture {
+            push_line(&mut text, &format!("  picture: {}", path.display()));
+        }
+    }
+    text
+}
+
+fn sentence(point: &BootedPoint) -> String {
+    let proof = &point.proof;
+    let level = format!("{} reached", proof.reached.word());
+    let took = pretty::seconds(std::time::Duration::from_secs(proof.seconds));
+    match (&proof.shortfall, point.is_skipped) {
+        (None, true) => format!("skipped (proven on {:.0}: {level})", proof.time),
+        (None, false) => format!("PROVEN: {level} in {took}"),
+        (Some(why), _) => format!(
+            "NOT PROVEN: {level}, but not {}: {}",
+            proof.wanted.word(),
+            shown(why)
+        ),
+    }
+}
+
+/// A domain in the document of boot proofs.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum BootedDomain<'a> {
+    /// The results.
+    Booted(BootedPart<'a>),
+    /// The error, if nothing was started.
+    Failed(FailedDomain<'a>),
+}
+
+/// The results of a domain.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BootedPart<'a> {
+    pub(super) domain: Text<'a>,
+    pub(super) outcome: &'static str,
+    pub(super) restore_points: Vec<BootedPointPart<'a>>,
+    pub(super) findings: Vec<FindingPart<'a>>,
+    pub(super) error: Option<ErrorPart>,
+}
+
+/// A restore point that was started, or skipped.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct BootedPointPart<'a> {
+    pub(super) id: Text<'a>,
+    pub(super) skipped: bool,
+    pub(super) boot_proof: BootProofPart<'a>,
+    pub(super) damaged: bool,
+    pub(super) last_line: Text<'a>,
+    pub(super) picture: Option<Text<'a>>,
+    pub(super) console: Option<Text<'a>>,
+}
+
+/// The outcome of every domain.
+pub fn document<'a>(
+    turns: &'a [Turn<Outcome>],
+    unmatched: &'a [String],
+    code: ExitCode,
+) -> Domains<'a, BootedDomain<'a>> {
+    let domains = turns.iter().map(|turn| match &turn.result {
+        Ok(outcome) => BootedDomain::Booted(part(&turn.domain, outcome)),
+        Err(error) => BootedDomain::Failed(FailedDomain::of(error, turn.ending)),
+    });
+    Domains::new(domains.collect(), unmatched, code)
+}
+
+fn part<'a>(domain: &'a str, outcome: &'a Outcome) -> BootedPart<'a> {
+    let points = &outcome.points;
+    let is_proven = points.iter().all(|point| point.proof.is_proven());
+    BootedPart {
+        domain: Text::from(domain),
+        outcome: match points.iter().any(|point| point.is_damaged) {
+            true => "damaged",
+            false if !is_proven => "not-proven",
+            false if outcome.ended.is_some() => "incomplete",
+            false => "proven",
+        },
+        restore_points: points.iter().map(point_part).collect(),
+        findings: findings(&outcome.findings),
+        error: outcome.ended.as_ref().map(ErrorPart::of),
+    }
+}
+
+fn point_part(point: &BootedPoint) -> BootedPointPart<'_> {
+    BootedPointPart {
+        id: Text::from(&point.proof.id),
+        skipped: point.is_skipped,
+        boot_proof: BootProofPart::of(&point.proof),
+        damaged: point.is_damaged,
+        last_line: Text::from(&point.last_line),
+        picture: point.picture.as_ref().map(|path| Text::of(&path.display())),
+        console: point.console.as_ref().map(|path| Text::of(&path.display())),
+    }
+}
