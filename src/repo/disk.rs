@@ -10,13 +10,12 @@ use crate::model::clusters::ClusterSet;
 /// How a range of a disk is stored at a restore point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stored {
-    /// Data, stored in the restore point this many steps back in the chain: 0 is the restore point
-    /// itself.
+    /// Data, stored in the restore point itself or in one that it depends on.
     Data {
-        /// The number of steps.
+        /// The number of steps back in the chain; 0 is the restore point itself.
         depth: usize,
     },
-    /// Reads as zero.
+    /// The range reads as zero.
     Zero,
 }
 
@@ -33,10 +32,10 @@ pub struct StoredExtent {
 
 /// A disk at a restore point, with random access from several threads at once.
 ///
-/// A reader checks the stop with which it was opened. [`DiskReader::extent_at`] and
-/// [`DiskReader::holds`] check no digest, because that could mean reading gigabytes. Bytes that
-/// [`DiskReader::holds`] finds equal need no digest: the caller already has them. A caller that
-/// takes an extent's word for zero bytes uses [`DiskReader::verified_extent_at`].
+/// Reading fails after a request to stop. [`DiskReader::extent_at`] and [`DiskReader::holds`] check
+/// no digest, because that could mean reading gigabytes. Bytes that [`DiskReader::holds`] finds
+/// equal need no check, because the caller already has them. A caller that relies on extents of
+/// zeroes must use [`DiskReader::verified_extent_at`].
 pub trait DiskReader: Send + Sync + Debug {
     /// The disk's size in bytes.
     fn size(&self) -> u64;
@@ -48,11 +47,11 @@ pub trait DiskReader: Send + Sync + Debug {
     /// Reading failed, or a stop was requested.
     fn extent_at(&self, offset: u64) -> Result<Option<StoredExtent>, BlockError>;
 
-    /// The same as [`DiskReader::extent_at`], but only from tables whose digests were verified.
-    /// Where a file has no digests of its pieces, the first call reads the whole file.
+    /// The same as [`DiskReader::extent_at`], but only from tables whose digests were verified. If
+    /// a file has no digests of its pieces, the first call reads the whole file.
     ///
     /// # Errors
-    /// As [`DiskReader::read_at`].
+    /// The errors of [`DiskReader::read_at`].
     fn verified_extent_at(&self, offset: u64) -> Result<Option<StoredExtent>, BlockError>;
 
     /// Fills `out` with the disk's bytes from `offset` on. Bytes beyond the disk's end are zero.
@@ -89,7 +88,7 @@ impl dyn DiskReader + '_ {
     /// The clusters that hold data.
     ///
     /// # Errors
-    /// As [`DiskReader::extent_at`].
+    /// The errors of [`DiskReader::extent_at`].
     pub(crate) fn data_clusters(&self) -> Result<ClusterSet, BlockError> {
         with_data(self.size(), self.extents(0..self.size()))
     }
@@ -97,7 +96,7 @@ impl dyn DiskReader + '_ {
     /// The clusters that hold data, from tables whose digests were verified.
     ///
     /// # Errors
-    /// As [`DiskReader::verified_extent_at`].
+    /// The errors of [`DiskReader::verified_extent_at`].
     pub(crate) fn verified_data_clusters(&self) -> Result<ClusterSet, BlockError> {
         with_data(self.size(), self.verified_extents(0..self.size()))
     }
@@ -105,7 +104,7 @@ impl dyn DiskReader + '_ {
     /// The offset in bytes of the first cluster with data, starting with the cluster of `offset`.
     ///
     /// # Errors
-    /// As [`DiskReader::extent_at`].
+    /// The errors of [`DiskReader::extent_at`].
     pub(crate) fn data_from(&self, offset: u64) -> Result<Option<u64>, BlockError> {
         for extent in self.extents(offset - offset % CLUSTER..self.size()) {
             let extent = extent?;

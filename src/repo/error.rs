@@ -13,7 +13,7 @@ use crate::model::block::{BlockError, BlockErrorKind};
 /// Result of a function of the repository.
 pub type Result<T> = std::result::Result<T, RepoError>;
 
-/// An error of a repository. Locations are texts for people: only the repository can interpret
+/// An error of a repository. Locations are texts for messages; only the repository can interpret
 /// them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,7 +29,7 @@ pub enum RepoError {
         #[source]
         source: io::Error,
     },
-    /// The repository cannot be opened or created, or its path leads to another folder now.
+    /// The repository cannot be opened or created, or its path now leads to another folder.
     #[error("the repository {location} cannot be used")]
     Unusable {
         /// Its expected location.
@@ -49,7 +49,7 @@ pub enum RepoError {
     Locked {
         /// The location of the lock.
         location: String,
-        /// The process that holds it, as it recorded itself.
+        /// The description of the run that holds it.
         holder: String,
         /// The time that the caller has waited for it.
         waited: Duration,
@@ -105,13 +105,13 @@ pub enum RepoError {
     /// Blocks of a disk could not be read or written, or differ from what was written.
     #[error(transparent)]
     Blocks(#[from] BlockError),
-    /// Something was to be written to backups of another program.
-    #[error("{location} holds backups of virtnbdbackup, which vmsnap only reads")]
+    /// A write to backups of virtnbdbackup was refused.
+    #[error("{location} holds backups of virtnbdbackup, which vmsnap can only read")]
     ReadOnly {
         /// The location of the backups.
         location: String,
     },
-    /// A pack repository cannot be used, or not for this.
+    /// A pack repository failed, or does not support the request.
     #[error(transparent)]
     Pack(#[from] PackError),
 }
@@ -137,8 +137,8 @@ impl RepoError {
         }
     }
 
-    /// Whether a file or folder could not be written because the target is full. Errors of blocks
-    /// have a kind for this.
+    /// Whether a file or folder could not be written because the target is full. Not for errors of
+    /// blocks, which have a kind of their own for this.
     pub(crate) fn is_no_space(&self) -> bool {
         let (RepoError::Io { source, .. } | RepoError::Unusable { source, .. }) = self else {
             return false;
@@ -150,14 +150,14 @@ impl RepoError {
     }
 }
 
-/// Whether this process or the whole machine has too many open files. Such an error says nothing
-/// about the stored data.
+/// Whether this process or the whole machine has too many open files. Such an error does not mean
+/// that stored data is damaged.
 pub(crate) fn lacks_files(error: &(dyn StdError + 'static)) -> bool {
     errnos(error).any(|errno| matches!(errno, Errno::MFILE | Errno::NFILE))
 }
 
-/// Whether reading failed for a reason that says nothing about the stored data, such as a missing
-/// permission, lack of memory or of open files, or an unreachable file server.
+/// Whether reading failed for a reason other than damage, such as a missing permission, too little
+/// memory, too many open files, or an unreachable file server.
 pub fn is_no_verdict(error: &(dyn StdError + 'static)) -> bool {
     let of_reader = [
         Errno::ACCESS,

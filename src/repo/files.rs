@@ -30,8 +30,7 @@ impl SmallFile {
     }
 }
 
-/// Damage in a restore point's files: a part is missing, or differs from what the manifest or the
-/// format requires.
+/// Damage in a restore point's files: a part is missing, or contradicts the manifest or the format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileDamage {
     /// The path of the damaged file, if the damage lies in a file.
@@ -50,6 +49,6 @@ pub trait FileWatch {
     fn begins(&mut self, file: &str, size: u64);
     /// Everything before this offset of the file has been read.
     fn at(&mut self, file: &str, position: u64);
-    /// This reading of the file has ended.
+    /// Reading the file has ended, or has failed.
     fn ends(&mut self, file: &str);
 }

@@ -6,24 +6,26 @@ use crate::model::chain::Chains;
 use crate::model::finding::Finding;
 use crate::model::restore_point::RestorePoint;
 
-/// The code of the finding that only a newer program can read a restore point. This is not damage.
+/// The code of the finding for a restore point that only a newer version of vmsnap can read. This
+/// is not damage.
 pub(crate) const WRITTEN_BY_A_NEWER_VMSNAP: &str = "restore-point-too-new";
 
-/// The code of the finding that a checkpoint's XML is missing or differs from its entry in the
+/// The code of the finding for a checkpoint's XML that is missing or differs from its entry in the
 /// manifest.
 pub(crate) const CHECKPOINT_DAMAGED: &str = "checkpoint-file-damaged";
 
-/// The code of the finding that the record of removed restore points cannot be read.
+/// The code of the finding for a record of removed restore points that cannot be read.
 pub(crate) const REMOVALS_UNREADABLE: &str = "removals-unreadable";
 
-/// The code of the finding that an incremental backup of virtnbdbackup may lack what became zero.
+/// The code of the finding for an incremental backup of virtnbdbackup that may lack ranges which
+/// became zero.
 pub(crate) const ZEROES_MISSING: &str = "zeroes-may-be-missing";
 
-/// The code of the finding that a file of virtnbdbackup has no checksum.
+/// The code of the finding for a file of virtnbdbackup without a checksum.
 pub(crate) const CHECKSUM_MISSING: &str = "checksum-missing";
 
-/// The findings of a restore point that say what its content may lack, or that damage of it cannot
-/// be found. Readers report them. A copy has digests of its own.
+/// The findings of a restore point whose content may be incomplete, or whose damage cannot be
+/// detected. They are reported to those who read it. A copy has digests of its own.
 pub(crate) fn cautions(point: &RestorePoint) -> impl Iterator<Item = &Finding> {
     let is_copied = point.copied_from.is_some();
     point
@@ -41,13 +43,13 @@ pub(crate) fn cautions(point: &RestorePoint) -> impl Iterator<Item = &Finding> {
 pub struct History {
     /// The restore points whose manifests can be read.
     pub chains: Chains,
-    /// Their manifests and where they are, in the order of `chains`.
+    /// The manifests and locations of these restore points, in the order of `chains`.
     pub kept: Vec<Kept>,
     /// The problems that were found, such as restore points without a readable manifest.
     pub findings: Vec<Finding>,
     /// The leftovers of unfinished runs.
     pub leftovers: Vec<Leftover>,
-    /// Whether a merge can probably continue an image where it is, instead of copying it.
+    /// Whether a merge can probably append to an existing image, instead of copying it.
     pub(crate) can_continue: bool,
     /// Keeps merges from replacing the files that this history names; `None` if there is no need.
     pub(crate) _guard: Option<Box<dyn Guard>>,
@@ -71,14 +73,13 @@ impl History {
         self.kept.iter().filter(depends)
     }
 
-    /// Whether removing a restore point frees what it stores. Complete restore points share their
-    /// data, and a collection deletes what none of them needs.
+    /// Whether removing a restore point frees the space of its data at once. If not, restore points
+    /// share data, and a collection deletes data that none of them needs.
     pub(crate) fn frees_space(&self) -> bool {
         self.chains.points().iter().all(|kept| kept.needs_parents)
     }
 
-    /// Faults of the files of restore points, as far as names and sizes show. `list` reports them
-    /// with each restore point; other callers use these findings.
+    /// Findings about faults of the files of restore points, as far as names and sizes show them.
     pub fn damage(&self) -> Vec<Finding> {
         let faults = self.chains.points().iter().flat_map(|kept| &kept.faults);
         faults
@@ -90,18 +91,18 @@ impl History {
 /// A restore point with a manifest that could be read.
 #[derive(Debug)]
 pub struct Kept {
-    /// Its location, for people.
+    /// Its location, for messages.
     pub location: String,
     /// Its manifest.
     pub manifest: Manifest,
-    /// The verification that counts for it: the newest one, unless an older one found damage that
-    /// no later one has disproved.
+    /// The verification that counts: the newest one, unless an older one found damage that no later
+    /// one has disproved.
     pub proof: Option<Proof>,
     /// The names of all records of its verifications, without those of boot proofs.
     pub records: Vec<String>,
-    /// The newest boot proof of it; `None` if there is none.
+    /// Its newest boot proof; `None` if there is none.
     pub boot_proof: Option<BootProof>,
-    /// Whether the XML of its checkpoint is there with the recorded length; true if it has no
+    /// Whether the XML of its checkpoint exists and has the recorded length; true without a
     /// checkpoint.
     pub has_checkpoint_file: bool,
 }
@@ -117,9 +118,9 @@ impl Kept {
 /// restore point, or an unfinished merge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
-    /// The key by which its repository finds it again.
+    /// The key by which the repository finds the leftover again.
     pub key: String,
-    /// Its location, for people.
+    /// Its location, for messages.
     pub location: String,
     /// Whether it is an unfinished merge.
     pub is_merge: bool,
@@ -129,10 +130,10 @@ pub struct Leftover {
 /// repository; or the mark of a restore in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// None: for example, the run ended before it wrote one.
+    /// There is none, for example because the run ended before it wrote one.
     None,
     /// The content of the entry.
     Text(Vec<u8>),
-    /// Something that can never become one is in its place. The sentence names the path.
+    /// Something else is in its place, such as a folder. The sentence names the path.
     Unusable(String),
 }

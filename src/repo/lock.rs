@@ -27,7 +27,7 @@ impl Drop for DomainLock {
 /// The reason why the lock was not taken.
 #[derive(Debug)]
 pub(super) enum LockError {
-    /// Another run holds it, as it recorded itself.
+    /// Another run holds the lock. The text is that run's description of itself.
     Held(String),
     /// The lock file cannot be used.
     Io(PathBuf, io::Error),
@@ -38,7 +38,7 @@ pub(super) enum LockError {
 const LOOKS: u32 = 10;
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Takes the lock. If another run still holds it after a moment, returns that run.
+/// Takes the lock. If another run still holds it after a moment, the error describes that run.
 pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
     let failed = |error| LockError::Io(path.to_owned(), error);
     let mut file = OpenOptions::new()
@@ -76,7 +76,7 @@ pub(super) fn acquire(path: &Path) -> Result<DomainLock, LockError> {
     Ok(DomainLock { file })
 }
 
-/// The holder of the lock, if it is held.
+/// The description of the run that holds the lock, if there is one.
 pub(super) fn holder(path: &Path) -> Option<String> {
     let mut file = OpenOptions::new()
         .read(true)

@@ -41,9 +41,9 @@ pub(crate) const TPM: &str = "tpm.tar";
 pub struct Manifest {
     /// Version of the format.
     pub format: u32,
-    /// The digest of this text with zeroes in place of the digest.
+    /// The digest of the manifest's text, computed with zeroes in place of the digest.
     pub digest: String,
-    /// The program that wrote it, with its version.
+    /// The program that wrote the manifest, with its version.
     pub tool: String,
     /// The versions of libvirt and QEMU.
     pub host: String,
@@ -69,8 +69,8 @@ pub struct FileEntry {
     /// The digests of its pieces; `None` for small files and in manifests of the first versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pieces: Option<PieceEntry>,
-    /// How many of its bytes merges have freed: these bytes are or become holes. `None` if no merge
-    /// has continued the file.
+    /// The number of bytes in the file that merges have freed; they are holes, or will become
+    /// holes. `None` if no merge has continued the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unused: Option<u64>,
 }
@@ -126,7 +126,7 @@ pub enum ManifestError {
     /// It is not JSON, or a field is missing or has another type.
     #[error("it is not a manifest: {0}")]
     NotAManifest(String),
-    /// It was written by a newer program.
+    /// A newer version of vmsnap wrote it.
     #[error(
         "it has format version {0} and was written by a newer vmsnap; this vmsnap reads versions up to {FORMAT}: upgrade vmsnap"
     )]
@@ -211,7 +211,7 @@ impl Manifest {
         }
         if point.sequence > HIGHEST_SEQUENCE {
             return Err(format!(
-                "its sequence number {} leaves no number for later restore points",
+                "its sequence number {} is too large: no number is left for later restore points",
                 point.sequence
             ));
         }
@@ -268,8 +268,8 @@ impl Manifest {
         }
     }
 
-    /// The manifest of the same restore point after a merge: with this description and these
-    /// entries for the images that were replaced.
+    /// The manifest of the same restore point after a merge, with the new description `point` and
+    /// the entries of the new images.
     pub(crate) fn after_merge(&self, point: RestorePoint, images: &[FileEntry]) -> Manifest {
         let replaced = |file: &FileEntry| images.iter().find(|image| image.name == file.name);
         let files = self.files.iter();

@@ -19,7 +19,7 @@ pub struct Merge<'a> {
     pub into: &'a str,
     /// The current time.
     pub now: Timestamp,
-    /// The stop to check. After a stop, a merge that is not committed yet is undone.
+    /// A request to stop. A merge that is not committed yet is then undone.
     pub stop: &'a Stop,
     /// Receives progress.
     pub watch: &'a dyn MergeWatch,
@@ -52,10 +52,10 @@ pub enum Merged {
     /// The restore points are removed, and so are their files.
     Completely,
     /// The restore points are removed, but files still have to be replaced or deleted, for example
-    /// because somebody reads them. This counts as an interrupted removal.
+    /// because a process reads them. This counts as an interrupted removal.
     ExceptFiles,
-    /// The restore points are still there, because an earlier merge has to be finished first, which
-    /// cannot be done now.
+    /// The restore points still exist, because an earlier merge must be finished first, and cannot
+    /// be finished now.
     NotYet,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct Plan<'a> {
     pub images: Vec<NewImage<'a>>,
     /// The number of merges into the restore point so far, including this one.
     pub number: usize,
-    /// The largest number of bytes that are written, if each image is made as planned.
+    /// The largest number of bytes that the merge writes, if each image is made as planned.
     pub bytes: u64,
 }
 
@@ -116,7 +116,8 @@ impl ImageSize {
     }
 }
 
-/// Chooses how to merge images, oldest first. Also returns how many bytes are written at most.
+/// Chooses how to merge `images`, given oldest first. Also returns the largest number of bytes that
+/// the merge writes.
 pub(crate) fn method(can_continue: bool, images: &[ImageSize]) -> (MergeKind, u64) {
     let Some((oldest, newer)) = images.split_first() else {
         return (MergeKind::Copy, 0);
@@ -151,12 +152,12 @@ pub(crate) struct NewImage<'a> {
     pub oldest: &'a DiskPoint,
     /// The restore point on which the new image depends; `None` for a full image.
     pub parent: Option<&'a Kept>,
-    /// How the new image is to be made. If the oldest image cannot be continued after all, it is
-    /// copied.
+    /// How the new image is to be made. If the oldest image cannot be continued after all, the
+    /// images are copied.
     pub kind: MergeKind,
     /// How the new image is compressed.
     pub compression: Compression,
-    /// The largest number of bytes that are written, if it is made as `kind` says.
+    /// The largest number of bytes that are written, if the image is made as `kind` says.
     pub bytes: u64,
     /// The largest number of bytes that are written if the images are copied, whatever `kind` is.
     pub copied: u64,

@@ -81,17 +81,17 @@ pub use sets::fuzzing as set_fuzzing;
 
 /// Keeps the restore points of domains.
 pub trait Repository: Send + Sync {
-    /// Its location, for people.
+    /// Its location, for messages.
     fn location(&self) -> String;
 
-    /// Whether it exists. A repository that was not created yet is empty.
+    /// Whether the repository exists. A repository that was not created yet is empty.
     fn exists(&self) -> bool;
 
-    /// Its id, if it is known. The id distinguishes its checkpoints from those of other
-    /// repositories.
+    /// The repository's id, if it is known. The id distinguishes its checkpoints from those of
+    /// other repositories.
     fn identity(&self) -> Identity;
 
-    /// Gives it an id unless it has one. A damaged id stays as it is.
+    /// Gives the repository an id, unless it has one. A damaged id stays as it is.
     ///
     /// # Errors
     /// The id cannot be written.
@@ -101,30 +101,30 @@ pub trait Repository: Send + Sync {
     /// cannot be read are included: opening that part reports the reason.
     fn domains(&self) -> Result<Vec<String>>;
 
-    /// Collects data that no restore point needs, and returns what was done. `None` for a
-    /// repository in which a removal frees its space at once, so that there is nothing to collect.
+    /// Deletes data that no restore point needs, and returns what was done. Returns `None` for a
+    /// kind of repository in which removing a restore point frees its space at once.
     ///
     /// # Errors
-    /// Something cannot be read; then nothing was deleted. If the store fails later, the next
+    /// Something cannot be read, and nothing was deleted; or the store fails later, and the next
     /// collection does the rest.
     fn collect(&self, _how: &Collection, _stop: &Stop) -> Result<Option<CollectReport>> {
         Ok(None)
     }
 
     /// Checks the repository as a whole, and with `deep` reads all of its data. Nothing is changed.
-    /// `None` for a repository without a structure that restore points share.
+    /// Returns `None` for a kind of repository in which restore points share no structure.
     ///
     /// # Errors
-    /// Something cannot be read for a reason that says nothing about it. Damage is no error.
+    /// Something cannot be read, for a reason other than damage. Damage is not an error.
     fn check(&self, _deep: bool, _stop: &Stop) -> Result<Option<RepositoryCheck>> {
         Ok(None)
     }
 
-    /// Lists data in the index again that it lacks, and deletes damaged parts of the index on
-    /// request. `None` for a repository without an index.
+    /// Adds missing packs to the index, and deletes damaged parts of the index on request. Returns
+    /// `None` for a repository without an index.
     ///
     /// # Errors
-    /// The repository fails, or a collection is at work. A later call does the rest.
+    /// The repository fails, or a collection is at work. A later call continues.
     fn rebuild_index(&self, _how: &Rebuild, _stop: &Stop) -> Result<Option<RebuildReport>> {
         Ok(None)
     }
@@ -138,7 +138,7 @@ pub trait Repository: Send + Sync {
         Ok(Vec::new())
     }
 
-    /// One domain's part of the repository. It need not be there yet.
+    /// One domain's part of the repository, which need not exist yet.
     fn domain(&self, name: &str) -> Result<Box<dyn DomainRepository>>;
 
     /// A location at which backups of virtnbdbackup in this repository's folder can be read; `None`
@@ -153,7 +153,7 @@ pub trait DomainRepository: Send + Sync {
     /// The domain's name.
     fn name(&self) -> &str;
 
-    /// Its location, for people.
+    /// Its location, for messages.
     fn location(&self) -> String;
 
     /// Whether it exists.
@@ -162,8 +162,9 @@ pub trait DomainRepository: Send + Sync {
     /// The id of the repository to which it belongs.
     fn identity(&self) -> Identity;
 
-    /// Reads its content and finds its problems. A run in progress is invisible until it commits.
-    /// While a merge replaces files, the call waits, and fails if that takes too long.
+    /// Reads the domain's restore points and finds their problems. A run in progress is invisible
+    /// until it commits. While a merge replaces files, the call waits, and fails if that takes too
+    /// long.
     fn history(&self) -> Result<History>;
 
     /// The periods that hold backups, including those of other programs and those with unreadable
@@ -188,22 +189,22 @@ pub trait DomainRepository: Send + Sync {
     /// repository. An entry that cannot be read now is an error, because it must not be lost.
     fn note(&self, leftover: &Leftover) -> Result<Note>;
 
-    /// The mark of a restore in place that has not ended: until then the domain's disks may be in
-    /// between two moments. A mark that cannot be read now is an error.
+    /// The mark of an unfinished restore in place: the domain's disks may be only partly restored.
+    /// A mark that cannot be read now is an error.
     fn restore_mark(&self) -> Result<Note>;
 
-    /// Where the mark is kept, for people.
+    /// Where the mark is kept, for messages.
     fn restore_mark_location(&self) -> String;
 
-    /// The run that has the right to write now, as it recorded itself; `None` if none is found. It
-    /// never waits.
+    /// The description of the run that has the right to write now; `None` if none is found. The
+    /// call never waits.
     fn writer(&self) -> Option<String>;
 
     /// Takes the right to write. Creates the domain's part if it is missing.
     ///
     /// # Errors
-    /// [`RepoError::Locked`], after a moment at most, if another run has the right; others if the
-    /// part cannot be created or locked.
+    /// [`RepoError::Locked`] if another run keeps the right for more than a moment; others if the
+    /// domain's part cannot be created or locked.
     fn try_lock(&self) -> Result<Box<dyn DomainWriter>>;
 
     /// Opens a disk at a restore point of this history for random access.
@@ -220,11 +221,11 @@ pub trait DomainRepository: Send + Sync {
     ) -> Result<Arc<dyn DiskReader>>;
 
     /// Opens a disk at a restore point of this history for reading from front to back. The blocks
-    /// count as verified only if the source ends without an error. With
-    /// [`SourceOptions::above`], files of that restore point and of earlier ones are not opened.
+    /// count as verified only if the source ends without an error. If [`SourceOptions::above`]
+    /// names a restore point, its files and those of earlier ones are not opened.
     ///
     /// # Errors
-    /// As [`DomainRepository::open_disk`].
+    /// The errors of [`DomainRepository::open_disk`].
     fn open_source(
         &self,
         history: &History,
@@ -241,8 +242,7 @@ pub trait DomainRepository: Send + Sync {
     /// that was found before an error is in `damage` too.
     ///
     /// # Errors
-    /// A stop was requested, or something could not be read for a reason that says nothing about
-    /// the restore point.
+    /// A stop was requested, or something could not be read for a reason other than damage.
     fn check_files(
         &self,
         history: &History,
@@ -258,17 +258,18 @@ pub trait DomainRepository: Send + Sync {
         None
     }
 
-    /// What a verification of these restore points cannot show, as a sentence; `None` if it shows
-    /// every change.
+    /// A sentence about the changes that a verification of these restore points cannot detect;
+    /// `None` if it detects every change.
     fn caution(&self) -> Option<&'static str> {
         None
     }
 
-    /// Whether a restore point that existed was removed on purpose, alone or with its whole period.
+    /// Whether a restore point of an earlier history was removed on purpose, alone or with its
+    /// whole period.
     ///
     /// # Errors
-    /// The domain's part is missing too, so its file system may have been unmounted; or it cannot
-    /// be read.
+    /// The domain's part is missing too, so its file system may have been unmounted; or the part
+    /// cannot be read.
     fn is_removed(&self, kept: &Kept) -> Result<bool>;
 
     /// Records the result of a verification, and removes the `known` records of the same restore
@@ -290,8 +291,9 @@ pub trait DomainRepository: Send + Sync {
 /// Options for reading a disk from front to back.
 #[derive(Clone, Debug)]
 pub struct SourceOptions {
-    /// The id of an earlier restore point of the chain: only what later ones store is read, and the
-    /// blocks leave out all other places. `None` reads the whole disk.
+    /// The id of an earlier restore point of the chain. Only the data and zeroes that later restore
+    /// points store are read, and the blocks leave out all other places. `None` reads the whole
+    /// disk.
     pub above: Option<String>,
     /// The buffers for the blocks, which limit the memory.
     pub pool: BufferPool,
@@ -307,7 +309,7 @@ pub struct SourceOptions {
 pub struct PeriodUsage {
     /// Whether it exists.
     pub exists: bool,
-    /// Its location, for people, even if it does not exist.
+    /// Its location, for messages, even if it does not exist.
     pub location: String,
     /// The number of its files. Pins and the records of commits do not count.
     pub files: u64,
@@ -317,15 +319,15 @@ pub struct PeriodUsage {
 
 /// One domain's part of a repository, with the right to write to it until it is dropped.
 pub trait DomainWriter: Send {
-    /// Reads its content. No other run can add, merge or remove restore points until this is
-    /// dropped.
+    /// Reads the domain's restore points. No other run can add, merge or remove any until this
+    /// writer is dropped.
     fn history(&self) -> Result<History>;
 
-    /// Starts a restore point of this moment in a period.
+    /// Starts a restore point in a period; `time` is its moment.
     fn begin(&self, period: &str, time: Timestamp) -> Result<Box<dyn PendingPoint>>;
 
     /// Starts a restore point with this id in a period: the copy of a restore point of another
-    /// repository. A removed or missing restore point may have had the id.
+    /// repository. The id may be that of a removed or missing restore point.
     ///
     /// # Errors
     /// [`RepoError::IdTaken`] if a restore point has this id, even one that is unreadable or
@@ -347,13 +349,13 @@ pub trait DomainWriter: Send {
     /// [`RepoError::Needed`] if a child exists; others if it was not removed, or only in part.
     fn remove_point(&self, history: &History, id: &str, now: Timestamp) -> Result<()>;
 
-    /// Removes restore points of this history, and merges into a further one what it needs of them.
-    /// Either all of them are removed or none, and their removal is recorded.
+    /// Removes restore points of this history, after merging the data that their only child needs
+    /// into it. Either all of them are removed or none. The removal is recorded.
     ///
     /// # Errors
-    /// [`RepoError::Needed`] if any other restore point depends on them, [`RepoError::NotWhole`]
-    /// if one is missing or a chain has a fault; others if a step failed. If the last steps failed,
-    /// the restore points are removed nevertheless, and a later run does the rest.
+    /// [`RepoError::Needed`] if any other restore point depends on them, [`RepoError::NotWhole`] if
+    /// one is missing or a chain has a fault; others if a step failed. If only the last steps
+    /// failed, the restore points are removed nevertheless, and a later run finishes the merge.
     fn merge_points(&self, history: &History, merge: &Merge<'_>) -> Result<Merged>;
 
     /// Pins a restore point of this history, and replaces an existing pin.
@@ -366,9 +368,9 @@ pub trait DomainWriter: Send {
     /// unreadable pin too.
     fn unpin(&self, kept: &Kept) -> Result<bool>;
 
-    /// Finishes a removal that an earlier run started, or completes or undoes its merge: one of
-    /// [`DomainRepository::interrupted_removals`]. Returns false if that has to wait, for example
-    /// until nobody reads what is removed.
+    /// Finishes one of [`DomainRepository::interrupted_removals`]; an interrupted merge is
+    /// completed or undone. Returns false if this has to wait, for example until no process reads
+    /// the files.
     fn finish_removal(&self, removal: &Leftover) -> Result<bool>;
 
     /// Marks the domain durably before a restore in place writes to its disks. Replaces an existing
@@ -408,8 +410,8 @@ pub trait PendingPoint: Send + Sync {
     /// Commits the restore point and returns its location. Until then the restore point does not
     /// exist; from then on it is whole.
     ///
-    /// It may exist even after an error: if only the last sync failed, a crash could still undo the
-    /// commit.
+    /// After an error the restore point may exist nevertheless: if only the last sync failed, a
+    /// crash could still undo the commit.
     fn commit(&mut self, manifest: &Manifest) -> Result<String>;
 
     /// Leaves the uncommitted restore point in place with its journal entry, so that the next run
@@ -426,7 +428,7 @@ pub struct NewDisk<'a> {
     pub size: u64,
     /// The parent of its image; `None` for a full image.
     pub parent: Option<&'a Kept>,
-    /// How its data may be compressed.
+    /// How its data is compressed.
     pub compression: Compression,
     /// The stop to check.
     pub stop: Stop,
@@ -443,7 +445,7 @@ fn check_kind(folder: &Path) -> Result<()> {
 /// Whether this is the location of a pack repository, and not the path of a folder.
 ///
 /// # Errors
-/// It begins as one does, but is invalid.
+/// The text begins like the location of a pack repository, but is invalid.
 pub(crate) fn is_pack(location: &Path) -> Result<bool> {
     Ok(PackLocation::parse(location.as_os_str())?.is_some())
 }
@@ -456,7 +458,7 @@ pub(crate) fn is_sets(location: &Path) -> bool {
 /// Opens the sets of virtnbdbackup at this location.
 ///
 /// # Errors
-/// There are none, or they cannot be read.
+/// There are no sets, or they cannot be read.
 pub(crate) fn open_sets(location: &Path) -> Result<Box<dyn Repository>> {
     let zone = jiff::tz::TimeZone::system();
     Ok(Box::new(SetsRepository::open(location, zone)?))
@@ -465,7 +467,7 @@ pub(crate) fn open_sets(location: &Path) -> Result<Box<dyn Repository>> {
 /// Opens a pack repository.
 ///
 /// # Errors
-/// There is none, or it cannot be used.
+/// There is no pack repository, or it cannot be used.
 pub(crate) fn open_pack(location: &Path, stop: &Stop) -> PackResult<PackRepository> {
     PackRepository::open(&pack_location(location)?, stop)
 }
@@ -473,7 +475,7 @@ pub(crate) fn open_pack(location: &Path, stop: &Stop) -> PackResult<PackReposito
 /// Creates a pack repository.
 ///
 /// # Errors
-/// As [`PackRepository::create`].
+/// The errors of [`PackRepository::create`].
 pub(crate) fn create_pack(location: &Path, creation: &Creation, stop: &Stop) -> PackResult<NewPack> {
     PackRepository::create(&pack_location(location)?, creation, stop)
 }

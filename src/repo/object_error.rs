@@ -46,7 +46,7 @@ pub enum ObjectErrorKind {
     /// The clocks of this machine and of the server differ too much.
     #[error("the clock of this machine differs too much from that of the server")]
     ClockOff,
-    /// The server's answer depends on the region, and it is a different one.
+    /// The bucket is in another region than the one that was used.
     #[error("the bucket is in another region")]
     OtherRegion,
     /// The object is larger than allowed.
@@ -64,7 +64,7 @@ pub enum ObjectErrorKind {
     /// The object ends before the end of the requested range.
     #[error("it ends before the end of the requested range")]
     TooShort,
-    /// The store cannot do this.
+    /// The store does not support the operation.
     #[error("the store does not support it")]
     Unsupported,
     /// No answer arrived in time.
@@ -76,13 +76,13 @@ pub enum ObjectErrorKind {
     /// The file system has no space left.
     #[error("no space is left")]
     NoSpace,
-    /// The answer makes no sense; the text says why.
+    /// The answer of the server is invalid; the text says why.
     #[error("{0}")]
     Unexpected(String),
-    /// It fails in the same way whenever it is tried; the source says why.
-    #[error("it is not possible")]
+    /// A repeated request would fail in the same way; the source says why.
+    #[error("the request is not possible")]
     Impossible,
-    /// Anything else; the source says what.
+    /// Any other failure, which the source describes.
     #[error("the request failed")]
     Failed,
 }
@@ -128,16 +128,16 @@ impl ObjectError {
         matches!(self.kind, ObjectErrorKind::TooLarge { .. })
     }
 
-    /// What the user can do, if something is known.
+    /// A hint on what the user can do, if there is one.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self.kind {
             ObjectErrorKind::NoPlace("bucket") => "create the bucket first, or check its name",
             ObjectErrorKind::NoPlace(_) => "check the path, and mount its file system",
             ObjectErrorKind::Refused if self.operation == DELETE => {
-                "use a user or credential that may delete; in a bucket that is s3:DeleteObject"
+                "use a user or credentials with the right to delete (in a bucket: s3:DeleteObject)"
             }
             ObjectErrorKind::Refused => {
-                "give this user read and write access; in a bucket that is s3:GetObject, s3:PutObject and s3:ListBucket"
+                "give this user read and write access (in a bucket: s3:GetObject, s3:PutObject and s3:ListBucket)"
             }
             ObjectErrorKind::BadCredentials => {
                 "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile in ~/.aws/credentials"
@@ -145,7 +145,7 @@ impl ObjectError {
             ObjectErrorKind::NoCredentials => {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE for a profile in ~/.aws/credentials"
             }
-            ObjectErrorKind::ClockOff => "set the clock of this machine, for example by NTP",
+            ObjectErrorKind::ClockOff => "correct the clock of this machine, for example with NTP",
             ObjectErrorKind::OtherRegion => "set AWS_REGION to the region of the bucket",
             ObjectErrorKind::TimedOut(_) => "check the network and the address of the server",
             ObjectErrorKind::NoSpace => "free space on that file system, then run again",

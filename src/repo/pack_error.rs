@@ -16,7 +16,7 @@ pub enum PackError {
     /// A location is invalid.
     #[error("invalid location {location}: {why}")]
     Location {
-        /// The location, without what could be a password.
+        /// The location, without any part that could be a password.
         location: String,
         /// The reason.
         why: String,
@@ -29,14 +29,14 @@ pub enum PackError {
     },
     /// Another run committed a restore point with the same predecessor.
     #[error(
-        "another run has committed a restore point of this domain since this one began ({location}); this one was not committed"
+        "another run has committed a restore point of this domain since this run began ({location}); the restore point of this run was not committed"
     )]
     Overtaken {
         /// The location of the other restore point, or of the one that this run wanted to make.
         location: String,
     },
-    /// Restore points were to be merged.
-    #[error("{id} cannot be merged: in {location} each restore point is complete by itself")]
+    /// Restore points of a pack repository cannot be merged.
+    #[error("restore point {id} cannot be merged: each restore point in {location} is complete by itself")]
     NoMerge {
         /// The location of the repository.
         location: String,
@@ -49,7 +49,7 @@ pub enum PackError {
         /// The given location.
         location: String,
     },
-    /// A folder with a pack repository was given as a path.
+    /// The path of a folder with a pack repository was given instead of its location.
     #[error("{} holds a pack repository; its location is pack:{}", .0.display(), .0.display())]
     PackFolder(PathBuf),
     /// There is no repository at this location.
@@ -60,7 +60,7 @@ pub enum PackError {
         /// Whether an interrupted `init` has left objects there.
         has_leftovers: bool,
     },
-    /// There is a repository already.
+    /// A repository already exists at the location.
     #[error("there is already a pack repository at {location}; it was not changed")]
     Exists {
         /// The location.
@@ -92,7 +92,7 @@ pub enum PackError {
         /// The reason.
         why: String,
     },
-    /// A newer vmsnap has written the repository.
+    /// A newer version of vmsnap wrote the object.
     #[error("{object} of {location} has format {format}; this version of vmsnap reads format {known}")]
     NewerFormat {
         /// The location.
@@ -105,11 +105,11 @@ pub enum PackError {
         known: u64,
     },
     /// No key slot opens with the given secret.
-    #[error("the {secret} opens no key slot of {location} ({tried} tried)")]
+    #[error("the {secret} opens no key slot of {location} (slots tried: {tried})")]
     WrongKey {
         /// The location.
         location: String,
-        /// What was given: `passphrase` or `identity`.
+        /// The kind of secret that was given: `passphrase` or `identity`.
         secret: &'static str,
         /// The number of slots that were tried.
         tried: usize,
@@ -136,7 +136,7 @@ pub enum PackError {
         /// The requested slot.
         slot: String,
     },
-    /// A slot has to be named.
+    /// There are several key slots, and none was named.
     #[error("{location} has {number} complete key slots: name the one to export")]
     WhichSlot {
         /// The location.
@@ -144,7 +144,7 @@ pub enum PackError {
         /// The number of complete slots.
         number: usize,
     },
-    /// The slot is the only one that is known to open.
+    /// The key slot is the only one that is known to open the repository.
     #[error(
         "the key slot {slot} of {location} was not removed: no other slot is known to open the repository"
     )]
@@ -154,8 +154,8 @@ pub enum PackError {
         /// The slot's id.
         slot: String,
     },
-    /// A text is no public key.
-    #[error("'{recipient}' is no recipient: {why}")]
+    /// A text is not a public key.
+    #[error("'{recipient}' is not a recipient: {why}")]
     Recipient {
         /// The text.
         recipient: String,
@@ -176,7 +176,7 @@ pub enum PackError {
     /// A passphrase is too short or too long.
     #[error("the passphrase is {0}")]
     Passphrase(&'static str),
-    /// A file that is to be written cannot be written.
+    /// A file cannot be written.
     #[error("cannot write {}", path.display())]
     Write {
         /// The file.
@@ -186,10 +186,10 @@ pub enum PackError {
         source: io::Error,
     },
     /// The system has no random numbers, or a key could not be encrypted.
-    #[error("cannot make a key")]
+    #[error("cannot create a key")]
     NoKey(#[source] io::Error),
     /// A block or record cannot be compressed or encrypted.
-    #[error("cannot seal a block or a record")]
+    #[error("cannot compress or encrypt a block or a record")]
     Seal(#[source] io::Error),
     /// The local cache of the index cannot be used.
     #[error("cannot use the local cache of the index, {}", path.display())]
@@ -200,7 +200,7 @@ pub enum PackError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// An earlier failure of the same work, which concerns several of its parts.
+    /// A failure that several parts of the same work share.
     #[error(transparent)]
     Earlier(Arc<PackError>),
     /// This program was built without support for object stores.
@@ -213,24 +213,24 @@ pub enum PackError {
         /// The location.
         location: String,
     },
-    /// Collectors may have taken this writer for dead.
+    /// The session of this run has ended, so collectors may have deleted data that it relies on.
     #[error(
-        "the session of this run in {location} has ended: it was not renewed for days, or was deleted; what this run relies on may be gone"
+        "the session of this run in {location} has ended: it was not renewed for days, or was deleted; data that this run relies on may have been deleted"
     )]
     SessionLost {
         /// The location.
         location: String,
     },
-    /// As [`PackError::SessionLost`], but the restore point was committed already.
+    /// Like [`PackError::SessionLost`], but the restore point was already committed.
     #[error(
-        "{point} was committed, but may lack data: the session of this run ended before, because it was not renewed for days, or was deleted"
+        "{point} was committed, but may lack data: the session of this run ended before the commit, because it was not renewed for days, or was deleted"
     )]
     CommittedAfterSession {
         /// The location of the restore point.
         point: String,
     },
     /// Something cannot be read, so it is unknown which data is needed.
-    #[error("nothing is collected in {location}, because {object} cannot be used: {why}")]
+    #[error("no data is collected in {location}, because {object} cannot be used: {why}")]
     Uncollectable {
         /// The location.
         location: String,
@@ -239,16 +239,18 @@ pub enum PackError {
         /// Why it cannot be used.
         why: String,
     },
-    /// A collector is at work.
-    #[error("nothing was changed in {location}, because {host} is collecting")]
+    /// A collection is running.
+    #[error("nothing was changed in {location}, because a collection is running: {host}")]
     Collecting {
         /// The location.
         location: String,
         /// Its host and process.
         host: String,
     },
-    /// The store does not say when objects were written.
-    #[error("{location} does not say when its objects were written, so nothing can be protected or deleted")]
+    /// The store does not report when objects were written.
+    #[error(
+        "the store of {location} does not report when objects were written, so vmsnap can neither protect nor delete data"
+    )]
     NoTimes {
         /// The location.
         location: String,
@@ -309,7 +311,7 @@ impl PackError {
         }
     }
 
-    /// What the user can do, if something is known.
+    /// A hint on what the user can do, if there is one.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {
             PackError::NoSecret { .. } => "use --passphrase-file FILE or --identity-file FILE",
@@ -317,23 +319,23 @@ impl PackError {
                 "run the command again: it continues from what the other run has committed"
             }
             PackError::OtherKind { .. } => {
-                "use s3:https://HOST/BUCKET/PREFIX, s3://BUCKET/PREFIX or pack:/DIRECTORY; a folder of images needs no init and has no keys"
+                "use s3:https://HOST/BUCKET/PREFIX, s3://BUCKET/PREFIX or pack:/DIRECTORY; a repository in a plain folder needs no init and has no keys"
             }
-            PackError::PackFolder(_) => "give the location pack:/DIRECTORY, or use another folder for images",
+            PackError::PackFolder(_) => "give the location pack:/DIRECTORY, or choose another folder",
             PackError::Missing {
                 has_leftovers: true, ..
             } => "an init was interrupted there; nothing depends on what it left: run `vmsnap init` again",
             PackError::Missing { .. } => "`vmsnap init LOCATION` creates one; check the location",
             PackError::Collecting { .. } => {
-                "run the command again after the collection; a killed one blocks others for three days"
+                "run the command again after the collection has ended; a collection that was killed blocks others for three days"
             }
             PackError::Pinned { .. } => "run the command again, or unpin the restore point",
-            PackError::Exists { .. } => "`vmsnap repository info LOCATION` shows it",
+            PackError::Exists { .. } => "`vmsnap repository info LOCATION` shows the existing repository",
             PackError::NotEmpty { .. } => "choose an empty folder or prefix",
             PackError::Damaged { .. } => {
-                "get the object back, for example from an earlier version in the bucket"
+                "restore the object, for example from an earlier version in the bucket"
             }
-            PackError::NewerFormat { .. } => "use a newer vmsnap",
+            PackError::NewerFormat { .. } => "use a newer version of vmsnap",
             PackError::WrongKey { .. } => {
                 "`vmsnap key list` shows the slots; with a recovery file, `vmsnap key add --recovery-file` adds a slot"
             }
@@ -346,7 +348,7 @@ impl PackError {
                 "use a vmsnap with the feature object-store, or a pack:/DIRECTORY"
             }
             PackError::Cache { .. } => {
-                "free space there, then run again; the cache can be deleted, vmsnap fills it again"
+                "free space there, then run again; you can delete the cache, because vmsnap creates it again"
             }
             PackError::SessionLost { .. } => "run the command again",
             PackError::CommittedAfterSession { .. } => {
@@ -354,16 +356,16 @@ impl PackError {
             }
             PackError::Uncollectable { object, .. } => match object.split('/').next() {
                 Some("points") => {
-                    "use the newest vmsnap; if the object is damaged, get it back from an earlier version in the bucket, or delete it"
+                    "use the newest version of vmsnap; if the object is damaged, restore it from an earlier version in the bucket, or delete it"
                 }
                 Some("index") => {
-                    "run `vmsnap repository rebuild-index LOCATION --delete-damaged`: it deletes the object if it is damaged, and otherwise says what to do"
+                    "run `vmsnap repository rebuild-index LOCATION --delete-damaged`, which deletes the object if it is damaged, and otherwise reports what to do"
                 }
                 Some("condemned") => {
                     "delete the object while no run uses the repository; a later collection condemns its packs again"
                 }
                 _ => {
-                    "`vmsnap repository check` names the missing packs and the restore points that need them: get the packs back, or remove these restore points"
+                    "`vmsnap repository check` names the missing packs and the restore points that need them: restore the packs from a copy, or remove these restore points"
                 }
             },
             PackError::Earlier(error) => return error.hint(),

@@ -17,24 +17,25 @@ const NEW: &str = ".new";
 /// Reads the mark. A missing file, or a missing folder, means that there is none.
 ///
 /// # Errors
-/// It cannot be read now. Something that can never be a mark is [`Note::Unusable`].
+/// The mark cannot be read now. Something that is not a mark, such as a folder, is
+/// [`Note::Unusable`] instead.
 pub(super) fn read(path: &Path) -> Result<Note> {
     match read_bounded(path, MAX_BYTES) {
         Ok(text) => Ok(Note::Text(text)),
         Err(error) if is_missing(&error) => Ok(Note::None),
         Err(error) if super::small_file::is_of_another_kind(&error) => Ok(Note::Unusable(format!(
-            "{} is not a mark: {error}",
+            "{} is not a mark of a restore in place: {error}",
             path.display()
         ))),
         Err(error) => Err(RepoError::io("read", path)(error)),
     }
 }
 
-/// Reads the marks of this name in all folders below `root`. A missing folder has none, and neither
-/// has one that this user must not read.
+/// Reads the marks of this name in all folders below `root`. A missing folder has no marks; a
+/// folder that this user may not read is skipped.
 ///
 /// # Errors
-/// As [`read`].
+/// The errors of [`read`].
 pub(super) fn read_all(root: &Path, name: &str) -> Result<Vec<Vec<u8>>> {
     let failed = |error| RepoError::io("list", root)(error);
     let entries = match std::fs::read_dir(root) {

@@ -12,8 +12,8 @@ pub(super) fn seal(text: &str) -> String {
     text.replacen(NO_DIGEST, digest.as_str(), 1)
 }
 
-/// Whether `digest`, which the text states, is the digest of the text. The text is then undamaged,
-/// but may be forged: this digest has no key, unlike a seal of a pack repository.
+/// Whether `digest`, which the text contains, matches the text. If so, the text is undamaged, but
+/// may be forged, because anybody can compute this digest.
 pub(super) fn holds(text: &[u8], digest: &str) -> bool {
     let Ok(text) = std::str::from_utf8(text) else {
         return false;

@@ -10,8 +10,7 @@ use rustix::io::Errno;
 
 use crate::model::text;
 
-/// Whether the path leads to something that can never be a file of vmsnap, so that a retry is
-/// useless.
+/// Whether the path leads to something other than a file of vmsnap, so that a retry is useless.
 pub(super) fn is_of_another_kind(error: &io::Error) -> bool {
     let kinds = [
         io::ErrorKind::IsADirectory,
@@ -21,8 +20,8 @@ pub(super) fn is_of_another_kind(error: &io::Error) -> bool {
     kinds.contains(&error.kind())
 }
 
-/// Reads one of vmsnap's files, which has at most `limit` bytes. It does not follow a link, because
-/// that leads out of the repository.
+/// Reads one of vmsnap's files, which has at most `limit` bytes. Links are not followed, because
+/// they lead out of the repository.
 pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let refused = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what);
     // Opening a pipe would block until another process writes to it.
@@ -58,7 +57,8 @@ pub(super) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether a path has too many links, or is itself a link that must not be followed.
+/// Whether an error means that a path has too many links, or is itself a link that must not be
+/// followed.
 pub(super) fn is_circle(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
 }

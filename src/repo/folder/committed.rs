@@ -16,8 +16,8 @@ use crate::repo::{RepoError, Result};
 
 /// The folder names of a period's restore points that are known to have been committed.
 ///
-/// Callers read these names before the period itself: then a folder that is recorded, but no longer
-/// found in the period, has been removed.
+/// Callers read these names before the period itself, so a folder that is recorded but not found in
+/// the period was removed.
 ///
 /// # Errors
 /// The record cannot be read, so a missing restore point would not be noticed.

@@ -58,9 +58,9 @@ pub(super) struct Begun {
 }
 
 impl Continuation<'_> {
-    /// Prepares to continue this image, and opens its file for writing. `stored` is how many bytes
-    /// of data and of zeroes the image holds. `None` if the image cannot be continued; it is
-    /// unchanged then.
+    /// Prepares to continue this image, and opens its file for writing. `stored` is the number of
+    /// bytes of data and of zeroes in the image. Returns `None`, and changes nothing, if the image
+    /// cannot be continued.
     pub(super) fn begin(&self, base: ChainImage, stored: (u64, u64)) -> Result<Option<Begun>> {
         let path = base.path.clone();
         let found = path.symlink_metadata().map_err(RepoError::io("examine", &path))?;
@@ -135,9 +135,9 @@ impl Continuation<'_> {
         self.dir.join(layout::merged_image(self.image, self.number))
     }
 
-    /// Before the commit: writes down the changes that are still to be made in the file. `links` is
-    /// the number of names that the file must still have: through a further name the changes would
-    /// show.
+    /// Records the changes that are still to be made in the file, before the commit. `links` is the
+    /// number of names that the file must still have, because the changes would be visible through
+    /// any further name.
     pub(super) fn keep(&self, changes: &Patch, links: u64) -> Result<()> {
         let merged = self.merged();
         let found = merged
@@ -203,8 +203,8 @@ const FREEING: [u64; 7] = [
     0x794c_7630,
 ];
 
-/// Whether a merge in this folder can probably continue images. The merge itself tries and finds
-/// out.
+/// Whether a merge in this folder can probably continue images. Only the merge itself finds out for
+/// certain.
 pub(super) fn can_continue(dir: &Path) -> bool {
     let kind = rustix::fs::statfs(dir).map(|found| found.f_type as u64);
     kind.is_ok_and(|kind| FREEING.contains(&(kind & 0xffff_ffff)))
@@ -325,9 +325,9 @@ fn shorten(store: &dyn Store, path: &Path, size: u64) -> Result<()> {
     cut.map_err(RepoError::io("shorten", path))
 }
 
-/// Puts the new header into the image of a committed merge, unless it is there already. From then
-/// on nothing reads what becomes free. Returns false if the header cannot be replaced now: somebody
-/// reads the image, or the changes cannot be read or made.
+/// Puts the new header into the image of a committed merge, unless the image has it already. From
+/// then on no reader uses the ranges that become free. Returns false if the header cannot be
+/// replaced now, because a process reads the image, or the changes cannot be read or made.
 ///
 /// vmsnap's readers are excluded by the caller. QEMU's programs lock the images that they read.
 pub(super) fn replace_header(store: &dyn Store, merged: &Path, entry: &FileEntry) -> bool {
@@ -356,8 +356,8 @@ fn lock_out_programs(image: &Path) -> Option<File> {
     locked.is_ok().then_some(file)
 }
 
-/// Frees what the new image does not use any more. The new header is in place, so readers may come.
-/// Returns false if freeing fails.
+/// Frees the ranges that the new image no longer uses. Other processes may read the image
+/// meanwhile, because it has its new header. Returns false if freeing fails.
 pub(super) fn free_ranges(store: &dyn Store, merged: &Path, entry: &FileEntry) -> bool {
     let changes = match patch::read(merged, entry) {
         Ok(Some(changes)) => changes,

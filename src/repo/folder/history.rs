@@ -269,7 +269,8 @@ fn is_folder(path: &Path, entry: Entry) -> Result<std::result::Result<(), String
 }
 
 /// The ids of the restore points that exist or should exist, whatever the state of their folders.
-/// `None` if they cannot be known, as with a broken link or an unmounted file system.
+/// `None` if they cannot be determined, for example because of a broken link or an unmounted file
+/// system.
 pub(super) fn ids_that_may_be_there(dir: &Path) -> Result<Option<BTreeSet<String>>> {
     let mut ids = BTreeSet::new();
     for (period, entry) in entries(dir)? {
@@ -315,7 +316,7 @@ fn is_of_backup(name: &str) -> bool {
     split_finished(name).is_some() || name.ends_with(".data") || name.ends_with(".cpt")
 }
 
-/// Whether nothing is at a path; false if that cannot be known.
+/// Whether nothing exists at a path; false if that cannot be determined.
 pub(super) fn is_gone(dir: &Path) -> bool {
     dir.symlink_metadata()
         .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)

@@ -9,9 +9,9 @@ pub const FULL: &str = ".full";
 /// The ending of the folder of a restore point that was committed as incremental. A merge that
 /// makes it full does not change the name.
 pub const INCREMENTAL: &str = ".inc";
-/// The commit record.
+/// The file name of the commit record.
 pub(crate) const MANIFEST: &str = "manifest.json";
-/// A manifest that a merge is about to put in place of the present one.
+/// The file name of a manifest with which a merge will replace the present one.
 pub(crate) const NEW_MANIFEST: &str = "manifest.json.new";
 /// The note that restore points are being merged into the one in this folder.
 pub(crate) const MERGING: &str = "merging";

@@ -14,9 +14,9 @@ pub(super) use crate::repo::small_file::{is_of_another_kind, read_bounded};
 pub(super) enum Entry {
     /// A folder, or a link to one: users spread large domains over disks.
     Folder,
-    /// A link that leads nowhere or in a circle.
+    /// A dangling or circular link.
     LinkToNowhere,
-    /// Anything else.
+    /// Something else, such as a file.
     NoFolder,
     /// Its kind could not be determined.
     Unknown(io::Error),

@@ -54,8 +54,8 @@ pub(super) struct Place<'a> {
     pub(super) open: &'a dyn Fn(&str, &str) -> Result<Vec<ChainImage>>,
 }
 
-/// Merges. If somebody reads the files of the removed restore points, [`finish`] has to remove them
-/// later.
+/// Carries out a merge. If a process reads the files of the removed restore points, [`finish`] has
+/// to remove these files later.
 pub(super) fn merge(place: &Place<'_>, history: &History, merge: &Merge<'_>) -> Result<Merged> {
     let plan = merge::plan(history, merge)?;
     for kept in plan.run.iter().chain([&plan.child]) {
@@ -294,8 +294,8 @@ pub(super) fn is_of_merge(key: &str) -> bool {
 }
 
 /// Finishes an interrupted merge into the restore point in this folder, or undoes it. Returns false
-/// if this has to wait: for readers, for a usable manifest, or until the images are as the manifest
-/// says.
+/// if this has to wait for readers to end, or because the manifest is unusable or the images differ
+/// from it.
 pub(super) fn finish(store: &dyn Store, domain_dir: &Path, dir: &Path) -> Result<bool> {
     let text = read_bounded(&dir.join(layout::MANIFEST), manifest::MAX_BYTES).ok();
     // The history reports a manifest that cannot be used. Only the manifest says which side of the

@@ -36,7 +36,7 @@ struct Head {
 /// it is damaged.
 ///
 /// # Errors
-/// Permission denied: then nothing is known about the file's content.
+/// Permission was denied, so nothing is known about the file's content.
 pub(super) fn read<T: DeserializeOwned>(
     path: &Path,
     limit: u64,

@@ -71,8 +71,8 @@ pub(super) fn path_of(image: &Path) -> PathBuf {
     image.with_file_name(layout::patch(&name))
 }
 
-/// Whether changes are still to be made in the image at this path: a merge has continued the image,
-/// which still has the name from that merge.
+/// Whether changes are still to be made in the image at this path, because a merge has continued
+/// the image, and the image still has its temporary name.
 pub(super) fn is_due(image: &Path, entry: &FileEntry) -> bool {
     let name = image.file_name().and_then(|name| name.to_str());
     entry.unused.is_some() && name.is_some_and(|name| layout::merge_number(name).is_some())
@@ -100,8 +100,8 @@ pub(super) fn read(image: &Path, entry: &FileEntry) -> io::Result<Option<Patch>>
     }
 }
 
-/// The file with the changes cannot be read. Its path differs from that of the image, which the
-/// caller names.
+/// The file with the changes cannot be read. The message names its path, because the caller names
+/// only that of the image.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {}", path.display())]
 struct Unreadable {

@@ -40,9 +40,9 @@ pub(super) struct FolderPending {
 /// The id that a new restore point gets.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum NewId<'a> {
-    /// A free one for this moment.
+    /// A free id for this moment.
     Of(Timestamp),
-    /// This one, if it is free.
+    /// This id, if it is free.
     Given(&'a str),
 }
 
@@ -238,8 +238,8 @@ fn ensure_dir(store: &dyn Store, dir: &Path) -> Result<()> {
     }
 }
 
-/// An id that no restore point of the domain has, nor a missing one or a removed one on record. A
-/// second restore point within one second gets a suffix.
+/// An id that no restore point of the domain has, including missing ones and removed ones on
+/// record. A second restore point within one second gets a suffix.
 pub(super) fn free_id(domain_dir: &Path, time: Timestamp) -> Result<String> {
     let stem = id_of(time);
     // The ids of recorded removed restore points are not used again.

@@ -18,12 +18,12 @@ use crate::repo::{RepoError, Result};
 pub(super) struct Unusable {
     /// A sentence that names the file.
     pub(super) what: String,
-    /// Whether a newer program wrote it, so that it may well be sound.
+    /// Whether a newer version of vmsnap wrote it, so that it may be sound.
     pub(super) is_newer: bool,
 }
 
 impl Unusable {
-    /// It is damaged.
+    /// The reason `what` means damage.
     pub(super) fn damaged(what: String) -> Unusable {
         Unusable {
             what,
@@ -43,7 +43,7 @@ pub(super) struct Expected<'a> {
 /// Reads one manifest, or returns the reason why it is not usable.
 ///
 /// # Errors
-/// Permission is denied: only a process with more rights can decide whether the manifest is usable.
+/// Permission was denied, so it is unknown whether the manifest is usable.
 pub(super) fn read_point(
     dir: &Path,
     expected: &Expected<'_>,
@@ -143,8 +143,8 @@ fn is_continued(path: &Path) -> bool {
     note.is_some_and(|note| note.symlink_metadata().is_ok())
 }
 
-/// The bytes of an opened file as its manifest describes them, while a merge continues it and
-/// afterwards.
+/// The bytes of an opened file as its manifest describes them, even if a merge is appending to the
+/// file or has done so.
 ///
 /// # Errors
 /// The file cannot be examined, or the changes that are still to be made in it cannot be read.

@@ -26,7 +26,7 @@ pub(super) struct FolderLock(Option<File>);
 impl Guard for FolderLock {}
 
 impl FolderLock {
-    /// Whether there is a lock at all.
+    /// Whether the lock exists; false if the file system has no locks.
     pub(super) fn is_held(&self) -> bool {
         self.0.is_some()
     }
@@ -56,13 +56,14 @@ pub(super) fn share(dir: &Path) -> Result<FolderLock> {
     let locked = take(dir, READER_WAITS, File::try_lock_shared);
     locked.map_err(|error| {
         let waited = READER_WAITS.as_secs();
-        let why = format!("a merge is replacing files, and was not done after {waited} s; run again later");
+        let why =
+            format!("a merge is replacing files, and did not finish within {waited} s: run again later");
         RepoError::io("read", dir)(io::Error::new(error.kind(), why))
     })
 }
 
-/// Excludes readers until the lock is dropped; `None` if somebody still reads after a few seconds.
-/// Without a lock ([`FolderLock::is_held`]) it excludes nobody.
+/// Excludes readers until the lock is dropped; `None` if a process still reads after a few seconds.
+/// If the file system has no locks ([`FolderLock::is_held`]), nobody is excluded.
 pub(super) fn exclude(dir: &Path) -> Result<Option<FolderLock>> {
     match take(dir, MERGE_WAITS, File::try_lock) {
         Ok(lock) => Ok(Some(lock)),

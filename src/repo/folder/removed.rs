@@ -54,7 +54,7 @@ pub(super) fn read(domain_dir: &Path) -> Result<(Vec<RemovedPoint>, Option<Findi
         }
         Err(why) => {
             let what = format!(
-                "cannot read the record of removed restore points, {}: {why}; no policy removes anything \
+                "cannot read the record of removed restore points, {}: {why}; no policy removes restore points \
                  until this file is moved away",
                 path.display()
             );

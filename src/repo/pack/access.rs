@@ -6,7 +6,8 @@ use super::data::{Data, Needed, Writing};
 use super::error::{PackError, Result};
 use crate::model::stop::Stop;
 
-/// The data for one restore point, with a session. If it is dropped, the session is given up.
+/// The data for writing one restore point, with the session that protects it. Dropping it gives up
+/// the session.
 pub(super) struct WriteAccess {
     data: Data,
     /// `None` after the session was ended or left.
@@ -15,8 +16,8 @@ pub(super) struct WriteAccess {
 }
 
 impl WriteAccess {
-    /// Begins a session, and then reads what is condemned and the index. Restore points have to be
-    /// listed afterwards.
+    /// Begins a session, and then reads the condemned packs and the index. The caller must list
+    /// restore points only afterwards.
     ///
     /// # Errors
     /// The store fails.
@@ -33,8 +34,8 @@ impl WriteAccess {
         &self.data
     }
 
-    /// Uploads everything, and makes sure that a restore point with these needs may be committed.
-    /// The commit has to follow at once. `parent` is the time of the object of the parent, or the
+    /// Uploads everything, and checks that a restore point that needs this data may be committed.
+    /// The commit must follow at once. `parent` is the time of the object of the parent, or the
     /// newest of several.
     ///
     /// # Errors
@@ -48,8 +49,8 @@ impl WriteAccess {
     /// Ends the session after the commit of the restore point at this location.
     ///
     /// # Errors
-    /// [`PackError::CommittedAfterSession`] if it has ended before the commit, so that the restore
-    /// point may lack data. If the store fails, the session ends by its age.
+    /// [`PackError::CommittedAfterSession`] if the session had ended before the commit, so that the
+    /// restore point may lack data. If the store fails, the session ends later by its age.
     pub(super) fn end(&mut self, point: &str) -> Result<()> {
         // The restore point exists, so a stop does not matter.
         let ended = self.writing.take().map(|writing| writing.end(&Stop::default()));
@@ -61,8 +62,8 @@ impl WriteAccess {
         }
     }
 
-    /// Leaves the session until it ends by its age: a commit that seems to have failed may still
-    /// take effect.
+    /// Leaves the session until it ends by its age, because a commit that seems to have failed may
+    /// still take effect.
     pub(super) fn leave(&mut self) {
         self.writing = None;
     }

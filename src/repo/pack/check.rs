@@ -58,7 +58,7 @@ struct Small<'a> {
 enum SmallFault {
     /// It is damaged; the sentence names it.
     Damaged(String),
-    /// Reading failed for a reason that says nothing about it.
+    /// Reading failed for a reason other than damage.
     Unread(RepoError),
 }
 

@@ -20,10 +20,10 @@ const AT_A_TIME: usize = 64;
 /// How to collect data that no restore point needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Collection {
-    /// How long data stays after a collection found that nothing needs it, and how old it has to be
-    /// before.
+    /// The grace period: how long a pack stays after it was condemned, and how old it must be
+    /// before it is condemned.
     pub grace: SignedDuration,
-    /// Whether only to find out what would be done.
+    /// Whether to change nothing, and only find out what would be done.
     pub dry_run: bool,
 }
 
@@ -40,7 +40,8 @@ pub(super) struct AllPoints<'a> {
 }
 
 impl AllPoints<'_> {
-    /// What they need. A restore point that cannot be read may need anything, so it is an error.
+    /// The data that they need. A restore point that cannot be read may need any data, so it is an
+    /// error.
     ///
     /// # Errors
     /// The list is not complete, an object is not a restore point or cannot be read, or the store
@@ -66,7 +67,7 @@ impl AllPoints<'_> {
         Ok(all)
     }
 
-    /// What those that can be read need, with the names of their parts.
+    /// The data that the readable restore points need, with the names of their parts.
     ///
     /// # Errors
     /// The list is not complete, or the store fails.

@@ -8,16 +8,16 @@ use crate::model::stop::Stop;
 /// The most restore points that can have the same predecessor.
 const MOST_RIVALS: usize = 1000;
 
-/// The result of an attempt.
+/// The result of an attempt to commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Committed {
     /// The restore point exists.
     Ours,
-    /// Another run was faster. The restore point does not exist.
+    /// Another run committed first. The restore point of this run does not exist.
     Other,
 }
 
-/// Creates the object in a store that honours the condition.
+/// Creates the object in a store that honours conditional puts.
 ///
 /// # Errors
 /// The store fails. The object may exist nevertheless.
@@ -49,9 +49,9 @@ pub(super) fn create(
     }
 }
 
-/// Creates the object in a store that ignores the condition. Its name has a random suffix after
-/// `stem`, so it replaces nothing. Of several runs that see each other, the one with the lowest
-/// name wins.
+/// Creates the object in a store that ignores the condition of conditional puts. The name has a
+/// random suffix after `stem`, so no object is replaced. Of several runs that see each other's
+/// objects, the run with the lowest name wins.
 ///
 /// # Errors
 /// The store fails. The object may exist nevertheless.

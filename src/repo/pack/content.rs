@@ -21,12 +21,13 @@ const MOST_LISTS: usize = 20;
 /// A restore point with the last segment of its object's name.
 pub(super) struct StoredPoint {
     pub(super) name: String,
-    /// When its object was written, by the clock of the store; `None` if the store does not say it.
+    /// When its object was written, by the clock of the store; `None` if the store does not report
+    /// it.
     pub(super) written: Option<Timestamp>,
     pub(super) record: PointRecord,
 }
 
-/// What the repository holds of one domain.
+/// The content of the repository for one domain.
 pub(super) struct Content {
     /// The restore points, in the order of the names of their objects.
     pub(super) points: Vec<StoredPoint>,
@@ -37,7 +38,7 @@ pub(super) struct Content {
 }
 
 impl Content {
-    /// Reads it.
+    /// Reads the restore points and records of a domain.
     ///
     /// # Errors
     /// The store fails, or a list is not complete.
@@ -82,7 +83,7 @@ impl Content {
         Ok(content)
     }
 
-    /// Whether there is nothing of the domain.
+    /// Whether the repository holds nothing of the domain.
     pub(super) fn is_empty(&self) -> bool {
         self.points.is_empty() && self.unreadable.is_empty()
     }
@@ -102,9 +103,9 @@ impl Content {
             .collect()
     }
 
-    /// The restore point that was committed last, including removed ones and those that are missing
-    /// or cannot be read: the predecessor of the next one. Times and numbers do not matter, because
-    /// copies of old restore points may be committed late.
+    /// The predecessor of the next restore point: the one that was committed last, even if it was
+    /// removed, is missing or cannot be read. Times and numbers do not matter, because copies of
+    /// old restore points may be committed late.
     pub(super) fn last_committed(&self, names: &DomainNames) -> Option<Predecessor> {
         let mut known: BTreeMap<&str, (u64, Option<&str>)> = BTreeMap::new();
         // A missing restore point is known from the one after it.
@@ -135,8 +136,8 @@ impl Content {
         })
     }
 
-    /// Whether a verification found damage in a restore point that is not there any more. Its
-    /// blocks may still be used.
+    /// Whether a verification found damage in a restore point that no longer exists. Others may
+    /// still use its blocks.
     pub(super) fn has_damage_of_removed(&self, names: &DomainNames) -> bool {
         let points = self.points.iter();
         let tags: BTreeSet<String> = points
@@ -158,7 +159,8 @@ impl Content {
         self.point(id).is_some() || unreadable.any(|previous| previous.id.as_deref() == Some(id))
     }
 
-    /// An id for this time that no restore point has or had.
+    /// An id for this time that no restore point has or had, and no unfinished run in `pending`
+    /// uses.
     pub(super) fn free_id(&self, time: jiff::Timestamp, pending: &[String]) -> String {
         let removals = self.records.removals();
         let removed = removals.iter().map(|removal| removal.id.as_str());
@@ -195,7 +197,7 @@ fn read_records(objects: &SealedObjects, names: &DomainNames, stop: &Stop) -> Re
             return Ok(read);
         }
     }
-    let why = "records are replaced again and again while they are read";
+    let why = "records were replaced each time they were read";
     let kind = ObjectErrorKind::Unexpected(why.to_owned());
     Err(ObjectError::new("read", names.records(), kind).into())
 }

@@ -25,11 +25,11 @@ const MOST_LEFTOVERS: usize = 10_000;
 /// How a new repository is protected.
 #[derive(Debug)]
 pub enum Protection {
-    /// Its data are encrypted, and a passphrase opens it.
+    /// Its data is encrypted, and a passphrase opens it.
     Passphrase(Passphrase),
-    /// Its data are encrypted, and the owner of each of these keys can open it.
+    /// Its data is encrypted, and the owner of any of these keys can open it.
     Recipients(Vec<Recipient>),
-    /// Its data are not encrypted. Everybody who can read the objects has its key.
+    /// Its data is not encrypted. Everybody who can read the objects can read the data.
     None,
 }
 
@@ -44,19 +44,19 @@ pub struct Creation {
     pub now: Timestamp,
 }
 
-/// What was created.
+/// The result of creating a repository.
 pub(super) struct Created {
     pub(super) description: Description,
     pub(super) slots: Vec<KeySlot>,
-    /// Objects of killed or hindered runs, on which nothing depends.
+    /// Names of objects that interrupted runs left. Nothing depends on them.
     pub(super) leftovers: Vec<String>,
 }
 
 /// Creates a repository in this store.
 ///
 /// # Errors
-/// There is one, or other objects; or the store fails. Then nothing was created, or what remains is
-/// ignored by everything.
+/// The location holds a repository or other objects, or the store fails. Then nothing was created,
+/// or only objects that every program ignores.
 pub(super) fn create(store: &dyn ObjectStore, creation: &Creation, stop: &Stop) -> Result<Created> {
     let mut leftovers = check_free(store, stop)?;
     let probed = probe(store, stop)?;

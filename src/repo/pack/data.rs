@@ -120,10 +120,10 @@ pub(crate) struct DataFacts<'a> {
     pub(crate) cipher: Cipher,
 }
 
-/// The data of a repository. Clones share everything.
+/// The data of a pack repository. Clones share all state.
 ///
-/// Memory: 64 MiB of the cache of the index, and while something is written 104 MiB of packs; each
-/// sink and each source takes some more.
+/// Memory: 64 MiB for the cache of the index, and 104 MiB for packs while something is written.
+/// Each sink and each source needs some more.
 #[derive(Clone)]
 pub(crate) struct Data {
     shared: Arc<Shared>,
@@ -142,11 +142,11 @@ struct Shared {
 }
 
 impl Data {
-    /// Opens the data of a repository. [`Data::refresh`] has to follow.
+    /// Opens the data of a repository. The caller must call [`Data::refresh`] next.
     ///
     /// The cache of the index is a file in `cache`. Without a usable folder, or while another
-    /// process uses the file, it is a temporary file, which has to be filled from the store. `stop`
-    /// ends all uploads.
+    /// process uses the file, the cache is a temporary file, which has to be filled from the store.
+    /// `stop` ends all uploads.
     ///
     /// # Errors
     /// No cache can be created.
@@ -198,7 +198,7 @@ impl Data {
         }
     }
 
-    /// The same data for a writer that uses only these stored blocks.
+    /// The same data, for a writer that reuses only the stored blocks that `reuse` allows.
     #[must_use]
     pub(crate) fn reusing(self, reuse: Reuse) -> Data {
         Data { reuse, ..self }
@@ -218,8 +218,8 @@ impl Data {
         Ok(Data::with_index(objects, *sizes, sealer, index, folder, stop))
     }
 
-    /// Brings the cache of the index up to date with the store. It has to be called before anything
-    /// is read or written. Damaged index objects are passed over ([`Data::damaged_index`]).
+    /// Brings the cache of the index up to date with the store. Must be called before anything is
+    /// read or written. Damaged index objects are skipped ([`Data::damaged_index`]).
     ///
     /// # Errors
     /// The store fails, or the cache cannot be written.
@@ -227,8 +227,8 @@ impl Data {
         self.shared.index.refresh(stop)
     }
 
-    /// The names of index objects that were found to be damaged. Everything can be read without
-    /// them, because packs have tables of their own. They only cost time, and can be deleted.
+    /// The names of index objects that were found to be damaged. All data can be read without them,
+    /// because packs have tables of their own. They only make reading slower, and can be deleted.
     pub(crate) fn damaged_index(&self) -> Vec<String> {
         self.shared.index.damaged_objects()
     }
@@ -253,7 +253,7 @@ impl Data {
         Ok(ids)
     }
 
-    /// Reads blocks with at most `most` bytes together, one after another.
+    /// Reads blocks of at most `most` bytes in total, and returns their bytes one after another.
     ///
     /// # Errors
     /// [`PackError::Damaged`] if a block is damaged or missing, or the blocks are larger; others if
@@ -365,7 +365,7 @@ impl Data {
     /// checked before it is handed out.
     ///
     /// # Errors
-    /// As [`Data::disk`].
+    /// The errors of [`Data::disk`].
     pub(crate) fn source(
         &self,
         root: BlockId,
@@ -385,8 +385,8 @@ impl Data {
         PackList::read(self.shared.objects.as_ref(), stop)
     }
 
-    /// Checks that everything that a disk needs is there, and with `deep` that it is unchanged.
-    /// Reports faults, at most [`check::MOST_FAULTS`] of them.
+    /// Checks that all blocks of a disk exist, and with `deep` that they are unchanged. Reports at
+    /// most [`check::MOST_FAULTS`] faults.
     ///
     /// # Errors
     /// The store fails, or a stop was requested.
@@ -406,9 +406,9 @@ impl Data {
         check::check(&tree, packs, deep, report)
     }
 
-    /// Uploads everything that was stored so far, and lists it in the index. Afterwards a record
-    /// may refer to the blocks. After an error, the blocks of this `Data` are lost: open another
-    /// one.
+    /// Uploads all blocks that were stored so far, and lists them in the index. Afterwards a record
+    /// may refer to the blocks. After an error, the blocks of this `Data` are lost, and the caller
+    /// must open another one.
     ///
     /// # Errors
     /// An upload has failed, or a stop was requested.
@@ -419,7 +419,7 @@ impl Data {
     /// Seals a record for the object with this name.
     ///
     /// # Errors
-    /// It has more than 64 MiB, or the system gives no random numbers.
+    /// The record has more than 64 MiB, or the system gives no random numbers.
     pub(crate) fn seal_record(&self, name: &ObjectName, bytes: &[u8]) -> Result<Vec<u8>> {
         let sealed = self.shared.sealer.seal_record(name, bytes);
         sealed.map_err(PackError::Seal)
@@ -428,7 +428,8 @@ impl Data {
     /// Opens the record in the object with this name.
     ///
     /// # Errors
-    /// [`PackError::Damaged`] if it was changed, or belongs to another object or repository.
+    /// [`PackError::Damaged`] if the record was changed, or belongs to another object or
+    /// repository.
     pub(crate) fn open_record(&self, name: &ObjectName, object: &[u8]) -> Result<Vec<u8>> {
         let opened = self
             .shared
@@ -458,7 +459,7 @@ fn stopped(operation: &'static str, what: &str, reason: StopReason) -> PackError
     ObjectError::new(operation, what.to_owned(), ObjectErrorKind::Stopped(reason)).into()
 }
 
-/// The error of a disk.
+/// Converts an error of the repository into an error of a disk.
 pub(crate) fn block_error(error: PackError) -> BlockError {
     let kind = match error.class() {
         PackErrorClass::Stopped(_) => return BlockError::stopped(),

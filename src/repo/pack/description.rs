@@ -35,7 +35,7 @@ pub enum Cipher {
 }
 
 impl Cipher {
-    /// The word of the cipher, as in the description.
+    /// The word for the cipher in the description.
     pub fn word(self) -> &'static str {
         match self {
             Cipher::XChaCha20Poly1305 => "xchacha20-poly1305",
@@ -48,14 +48,14 @@ impl Cipher {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConditionalPuts {
-    /// Of several puts at the same time one creates the object, and the others fail.
+    /// If several puts run at the same time, exactly one creates the object, and the others fail.
     Honoured,
     /// A later put may replace the object.
     Ignored,
 }
 
 impl ConditionalPuts {
-    /// The word, as in the description.
+    /// The word in the description.
     pub fn word(self) -> &'static str {
         match self {
             ConditionalPuts::Honoured => "honoured",
@@ -126,7 +126,7 @@ impl Description {
         record::sealed(&written, key)
     }
 
-    /// Reads a description. With a key in it, its seal is checked.
+    /// Reads a description. If it contains a key, its seal is checked.
     ///
     /// # Errors
     /// It is invalid, or has a newer format.
@@ -181,7 +181,7 @@ impl Description {
     }
 }
 
-/// A description that is parsed, to be changed.
+/// A valid description, which the fuzzer changes.
 #[cfg(test)]
 pub(super) fn sample_for_fuzzing() -> Vec<u8> {
     let key = MasterKey::from_hex(&"01".repeat(32)).expect("valid");

@@ -10,27 +10,27 @@ use super::names::DomainNames;
 use super::point::PointRecord;
 use super::records::{Kind, RecordName, Records};
 
-/// A root, a branch and a leaf of a disk's map.
+/// Parses the bytes as a root, a branch and a leaf of a disk's map.
 pub fn pages(bytes: &[u8]) {
     data::pages(bytes);
 }
 
-/// The table and the trailer of a pack, and an index object.
+/// Parses the bytes as the table and the trailer of a pack, and as an index object.
 pub fn tables(bytes: &[u8]) {
     data::tables(bytes);
 }
 
-/// A record of condemned packs, and one of a session.
+/// Parses the bytes as a record of condemned packs, and as a record of a session.
 pub fn sessions(bytes: &[u8]) {
     data::sessions(bytes);
 }
 
-/// The stored form of a block and of a record.
+/// Parses the bytes as the stored form of a block, and of a record.
 pub fn sealed(bytes: &[u8]) {
     data::sealed(bytes);
 }
 
-/// The object of a restore point, and the records about restore points.
+/// Parses the bytes as the object of a restore point, and as each record about restore points.
 pub fn points(bytes: &[u8]) {
     let Some(key) = MasterKey::from_hex(&"01".repeat(32)) else {
         return;
@@ -53,7 +53,8 @@ pub fn points(bytes: &[u8]) {
     }
 }
 
-/// The description of a repository, the record of a key slot, and the text in its age file.
+/// Parses the bytes as the description of a repository, the record of a key slot, and the text in
+/// its age file.
 pub fn descriptions(bytes: &[u8]) {
     let _ = Description::parse(bytes, "memory:");
     parse_slot_for_fuzzing(bytes);

@@ -34,7 +34,7 @@ impl Reader<'_> {
         format!("{}/{}{name}", self.location, self.names.records())
     }
 
-    /// The history with these unfinished runs.
+    /// Makes the history from the content of the repository and these unfinished runs.
     pub(super) fn history(&self, content: &Content, leftovers: Vec<Leftover>) -> History {
         let mut findings = Vec::new();
         let points = content

@@ -15,13 +15,13 @@ use crate::repo::{DomainRepository, Result};
 /// How to rebuild the index of a pack repository.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rebuild {
-    /// Whether only to find out what would be done.
+    /// Whether to change nothing, and only find out what would be done.
     pub dry_run: bool,
-    /// Whether to delete damaged index objects, after everything is listed in others.
+    /// Whether to delete damaged index objects, after all packs are listed in others.
     pub delete_damaged: bool,
 }
 
-/// Checks the repository with restore points of these domains.
+/// Checks the repository, and the restore points of these domains.
 ///
 /// # Errors
 /// The store fails, or a stop was requested.
@@ -114,7 +114,7 @@ fn check_slots(
     Ok(())
 }
 
-/// Lists packs in the index again.
+/// Adds missing packs to the index.
 ///
 /// # Errors
 /// The store fails, or a collection is at work.

@@ -35,7 +35,7 @@ impl PackLocation {
     /// Reads a location. Returns `None` if it is the path of another kind of repository.
     ///
     /// # Errors
-    /// The text begins as a location does, but is invalid.
+    /// The text begins like the location of a pack repository, but is invalid.
     pub fn parse(text: &OsStr) -> Result<Option<PackLocation>> {
         let bytes = text.as_bytes();
         if let Some(path) = bytes.strip_prefix(b"pack:") {
@@ -138,8 +138,8 @@ fn in_bucket(endpoint: Option<String>, rest: &str) -> std::result::Result<Bucket
     }
     if !prefix.is_empty() && !prefix.split('/').all(is_segment) {
         return Err(
-            "a prefix consists of names of letters, digits, '.', '_' and '-' with a slash between them; \
-             none is empty or begins with a dot"
+            "a prefix consists of names of letters, digits, '.', '_' and '-', with a slash between them; \
+             no name is empty or begins with a dot"
                 .to_owned(),
         );
     }
@@ -174,7 +174,7 @@ fn authority(text: &str) -> std::result::Result<bool, String> {
     if let Some(port) = port {
         let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
         if !is_number || !matches!(port.parse::<u16>(), Ok(1..)) {
-            return Err("the port is no number from 1 to 65535".to_owned());
+            return Err("the port is not a number from 1 to 65535".to_owned());
         }
     }
     Ok(host.is_this_machine())
@@ -287,8 +287,8 @@ mod tests {
             ("s3:https://host/Backups", "the name of a bucket"),
             ("s3://ab", "the name of a bucket"),
             ("s3://a..b", "the name of a bucket"),
-            ("s3://backups//x", "none is empty"),
-            ("s3://backups/../x", "none is empty or begins with a dot"),
+            ("s3://backups//x", "no name is empty"),
+            ("s3://backups/../x", "no name is empty or begins with a dot"),
             ("s3://backups/a b", "a prefix consists of"),
             ("s3://backups/x?y=z", "a prefix consists of"),
             ("s3://backups/a%2fb", "a prefix consists of"),

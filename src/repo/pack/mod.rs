@@ -115,18 +115,18 @@ pub struct PackFacts {
 /// A new repository.
 #[derive(Debug)]
 pub struct NewPack {
-    /// Facts about it.
+    /// Facts about the new repository.
     pub facts: PackFacts,
-    /// Names of objects that interrupted runs have left there. Nothing depends on them.
+    /// Names of objects that interrupted runs left at the location. Nothing depends on them.
     pub leftovers: Vec<String>,
 }
 
-/// What opens the master key of a repository.
+/// The secret that opens the master key of a repository, and where to find a key slot for it.
 #[derive(Debug)]
 pub struct Opener {
     /// A passphrase, or identities.
     pub secret: Secret,
-    /// The content of a recovery file to open, instead of the key slots of the repository.
+    /// The recovery file to open; `None` to open a key slot of the repository.
     pub recovery: Option<RecoveryFile>,
 }
 
@@ -167,7 +167,7 @@ fn object_store(location: &PackLocation, store: Arc<dyn Store>) -> error::Result
 /// Opens the bucket at a location with these variables instead of those of the environment.
 ///
 /// # Errors
-/// As [`PackRepository::open`], or the location is not that of a bucket.
+/// The errors of [`PackRepository::open`], or the location is not that of a bucket.
 #[cfg(all(feature = "testkit", feature = "object-store"))]
 pub(crate) fn bucket_of_test(
     location: &Path,
@@ -192,7 +192,7 @@ impl PackRepository {
     /// Creates a repository at this location.
     ///
     /// # Errors
-    /// As [`PackRepository::create_in`]. The parent of a folder has to exist.
+    /// The errors of [`PackRepository::create_in`]. The parent of a folder has to exist.
     pub fn create(location: &PackLocation, creation: &Creation, stop: &Stop) -> error::Result<NewPack> {
         PackRepository::create_with(location, Arc::new(DiskStore), creation, stop)
     }
@@ -200,7 +200,7 @@ impl PackRepository {
     /// Creates a repository at this location, and writes files through this store.
     ///
     /// # Errors
-    /// As [`PackRepository::create`].
+    /// The errors of [`PackRepository::create`].
     pub fn create_with(
         location: &PackLocation,
         store: Arc<dyn Store>,
@@ -217,8 +217,8 @@ impl PackRepository {
     /// Creates a repository in an object store.
     ///
     /// # Errors
-    /// There is a repository, or there are other objects; or the store fails. Then nothing was
-    /// created that anything would use.
+    /// The store holds a repository or other objects, or fails. Then nothing was created, or only
+    /// objects that every program ignores.
     pub fn create_in(
         location: &str,
         objects: &dyn ObjectStore,
@@ -235,7 +235,8 @@ impl PackRepository {
     /// Opens the repository at this location.
     ///
     /// # Errors
-    /// There is none, its description is damaged or has a newer format, or the store fails.
+    /// There is no repository, its description is damaged or has a newer format, or the store
+    /// fails.
     pub fn open(location: &PackLocation, stop: &Stop) -> error::Result<PackRepository> {
         let objects = object_store(location, Arc::new(DiskStore))?;
         PackRepository::open_in(&location.to_string(), objects, stop)
@@ -244,7 +245,7 @@ impl PackRepository {
     /// Opens the repository in an object store.
     ///
     /// # Errors
-    /// As [`PackRepository::open`].
+    /// The errors of [`PackRepository::open`].
     pub fn open_in(
         location: &str,
         objects: Arc<dyn ObjectStore>,
@@ -294,8 +295,8 @@ impl PackRepository {
         })
     }
 
-    /// Facts that need no key. The seals of encrypted repositories and of their slots are not
-    /// checked.
+    /// Reads the facts about the repository, without a key. The seals of encrypted repositories and
+    /// of their slots are not checked.
     ///
     /// # Errors
     /// The store fails.
@@ -310,13 +311,13 @@ impl PackRepository {
     /// Adds a key slot.
     ///
     /// # Errors
-    /// The opener opens nothing, the repository is not encrypted, or the store fails.
+    /// The opener opens no key slot, the repository is not encrypted, or the store fails.
     pub fn add_slot(&self, opener: &Opener, new: &NewSlot<'_>, stop: &Stop) -> error::Result<KeySlot> {
         let key = self.unlock(opener, stop)?;
         keys::write_slot(self.objects.as_ref(), &key, &self.description.id, new, stop)
     }
 
-    /// Removes a key slot, or what an interrupted call has left of one.
+    /// Removes a key slot, or the remains of a removal that was interrupted.
     ///
     /// # Errors
     /// [`PackError::LastSlot`] if no other slot is complete and genuine; others as for
@@ -338,11 +339,11 @@ impl PackRepository {
         Ok(slot.clone())
     }
 
-    /// The age file of a key slot, which opens without the repository: a recovery file. Without an
-    /// id, that of the only complete slot.
+    /// Returns the age file of a key slot, which opens without the repository, as a recovery file.
+    /// Without an id, the only complete slot is used.
     ///
     /// # Errors
-    /// There is no such slot, or there are several; or the store fails.
+    /// There is no such slot, there are several slots and no id is given, or the store fails.
     pub fn export(&self, id: Option<&str>, stop: &Stop) -> error::Result<(KeySlot, Vec<u8>)> {
         self.check_encrypted()?;
         let slots = keys::read_slots(self.objects.as_ref(), &self.description.id, None, stop)?;
@@ -360,7 +361,7 @@ impl PackRepository {
         };
         let file = keys::read_file(self.objects.as_ref(), &slot.id, stop)?;
         let file = file.filter(|file| keys::is_for_passphrase(file).is_some());
-        let file = file.ok_or_else(|| self.damaged(&slot.id, "it is missing, or no age file"))?;
+        let file = file.ok_or_else(|| self.damaged(&slot.id, "it is missing, or is not an age file"))?;
         if keys::is_as_recorded(self.objects.as_ref(), &slot.id, &file, stop)? == Some(false) {
             return Err(self.damaged(&slot.id, "its digest does not match the record of the slot"));
         }
@@ -376,7 +377,7 @@ impl PackRepository {
     /// only if it is encrypted.
     ///
     /// # Errors
-    /// The opener opens nothing, or the store fails.
+    /// The opener opens no key slot, or the store fails.
     pub fn unlocked(
         self,
         opener: Option<&Opener>,

@@ -7,10 +7,10 @@ use super::keys::MasterKey;
 use super::objects::ObjectName;
 use crate::repo::seal::is_digest;
 
-/// How the names of all restore points begin.
+/// The prefix of the names of all restore points.
 pub(super) const POINTS: &str = "points/";
 
-/// How the names of all records begin.
+/// The prefix of the names of all records.
 pub(super) const RECORDS: &str = "records/";
 
 /// The word in place of a predecessor's name, for the first restore point of a domain.
@@ -51,12 +51,12 @@ impl DomainNames {
         &self.hash
     }
 
-    /// How the names of its restore points begin.
+    /// The prefix of the names of its restore points.
     pub(super) fn points(&self) -> String {
         format!("{POINTS}{}/", self.hash)
     }
 
-    /// How the names of its records begin.
+    /// The prefix of the names of its records.
     pub(super) fn records(&self) -> String {
         format!("{RECORDS}{}/", self.hash)
     }
@@ -71,8 +71,8 @@ impl DomainNames {
         ObjectName::new(&format!("{}{segment}", self.records()))
     }
 
-    /// The stem of the last segment of the restore point that follows this one; of the first one if
-    /// there is none. All hosts give the same stem.
+    /// The stem of the last segment of the name of the restore point that follows `predecessor`;
+    /// without a predecessor, of the first restore point. All hosts compute the same stem.
     pub(super) fn stem_after(&self, predecessor: Option<&str>) -> String {
         hash(&self.key, &["point", &self.hash, predecessor.unwrap_or(FIRST)])
     }

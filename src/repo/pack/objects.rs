@@ -54,10 +54,11 @@ pub(crate) fn small(stop: &Stop) -> WaitLimit {
 /// Whether [`ObjectStore::put_if_absent`] created an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PutResult {
-    /// It created the object.
+    /// The call created the object.
     Created,
-    /// An object with this name was there. It may be the caller's own: if an answer was lost, a
-    /// retry finds what the first try has written. A caller that cares reads the object.
+    /// An object with this name existed. It may be the caller's own: if the answer to the first
+    /// attempt was lost, a retry finds the object of that attempt. A caller that needs to know
+    /// reads the object.
     Existed,
 }
 
@@ -68,25 +69,25 @@ pub struct ListedObject {
     pub name: ObjectName,
     /// Its size in bytes.
     pub size: u64,
-    /// When it was written, by the clock of the store; `None` if the store does not say it. It is
-    /// compared with other times of the same store only.
+    /// When it was written, by the clock of the store; `None` if the store does not report it. The
+    /// time may be compared only with times of the same store.
     pub modified: Option<Timestamp>,
 }
 
-/// A part of a list, in the order of the names.
+/// A page of a list, in the order of the names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListPage {
     /// The objects.
     pub objects: Vec<ListedObject>,
-    /// Names that no version of vmsnap gives, with unusual characters escaped.
+    /// Names that no version of vmsnap uses, with unusual characters escaped.
     pub foreign: Vec<String>,
-    /// Where the next page starts; `None` after the last one.
+    /// The start of the next page; `None` if this page is the last one.
     pub next: Option<String>,
 }
 
 /// Keeps objects under names. Calls may be made from several threads at once.
 pub trait ObjectStore: Send + Sync {
-    /// Its location, for people.
+    /// Its location, for messages.
     fn location(&self) -> String;
 
     /// Reads a whole object of at most `most` bytes.
@@ -98,11 +99,12 @@ pub trait ObjectStore: Send + Sync {
     /// Reads exactly these bytes of an object.
     ///
     /// # Errors
-    /// As [`ObjectStore::get`]. An object that ends before the range is damaged.
+    /// The errors of [`ObjectStore::get`]. [`ObjectErrorKind::TooShort`] if the object ends before
+    /// the end of the range.
     fn get_range(&self, name: &ObjectName, range: Range<u64>, limit: &WaitLimit) -> ObjectResult<Vec<u8>>;
 
-    /// Creates an object unless one with this name exists. Some stores do not honour the condition
-    /// and replace the object: `probe` finds out.
+    /// Creates an object unless one with this name exists. Some stores do not honour the condition,
+    /// and replace the object; `probe` finds out whether a store does.
     fn put_if_absent(&self, name: &ObjectName, content: &[u8], limit: &WaitLimit) -> ObjectResult<PutResult>;
 
     /// Creates an object, or replaces the one with this name.
@@ -112,20 +114,20 @@ pub trait ObjectStore: Send + Sync {
     /// `from` is [`ListPage::next`] of the page before.
     ///
     /// # Errors
-    /// A list that is not complete is an error, never a shorter list.
+    /// The store fails. An incomplete list is an error, and is never returned.
     fn list(&self, prefix: &str, from: Option<&str>, limit: &WaitLimit) -> ObjectResult<ListPage>;
 
     /// The size of an object in bytes; `None` if it does not exist.
     fn head(&self, name: &ObjectName, limit: &WaitLimit) -> ObjectResult<Option<u64>>;
 
-    /// Deletes an object. A missing one is no error.
+    /// Deletes an object. A missing object is not an error.
     fn delete(&self, name: &ObjectName, limit: &WaitLimit) -> ObjectResult<()>;
 }
 
 /// Lists all objects whose names begin with `prefix`, at most `most` of them.
 ///
 /// # Errors
-/// As [`ObjectStore::list`]; [`ObjectErrorKind::TooMany`] if there are more.
+/// The errors of [`ObjectStore::list`]; [`ObjectErrorKind::TooMany`] if there are more.
 pub(crate) fn list_all(
     store: &dyn ObjectStore,
     prefix: &str,

@@ -61,12 +61,13 @@ impl DomainPart {
         format!("{}/{}", self.shared.place.location, points.trim_end_matches('/'))
     }
 
-    /// The location of a period, for people: its restore points have no place of their own.
+    /// The location of a period, for messages; the objects of its restore points are not grouped by
+    /// period.
     pub(super) fn period_location(&self, period: &str) -> String {
         format!("{} ({period})", self.points_location())
     }
 
-    /// Reads the content, and the history that follows from it.
+    /// Reads the domain's objects, and makes the history from them.
     pub(super) fn read(&self) -> Result<(Content, History)> {
         // A run commits before it removes its journal entry, so this order misses none.
         let content = self.content()?;
@@ -76,7 +77,7 @@ impl DomainPart {
         Ok((content, history))
     }
 
-    /// Writes a record that replaces these, and deletes them as far as that is allowed.
+    /// Writes a record that replaces others, and deletes those as far as the store allows it.
     pub(super) fn keep_record(
         &self,
         name: &RecordName,
@@ -116,7 +117,7 @@ impl DomainPart {
         Ok(deleted.map_err(PackError::from)?)
     }
 
-    /// Puts the records of removals into one if there are many of them.
+    /// Combines the records of removals into one, if there are many.
     pub(super) fn collect_removals(&self, content: &Content) -> Result<()> {
         let names = content.records.names(&[Kind::Removed]);
         let is_readable = |name: &&RecordName| content.records.is_readable(name);

@@ -33,12 +33,13 @@ use crate::repo::{
 /// journal entry is removed.
 pub(super) struct PackPending {
     pub(super) domain: DomainPart,
-    /// What it writes with.
+    /// The access to the data, with the session of this run.
     pub(super) access: WriteAccess,
-    /// The digests of the restore points that were there after the session began, with the times of
+    /// The digests of the restore points that existed after the session began, with the times of
     /// their objects.
     pub(super) possible_parents: BTreeMap<String, Timestamp>,
-    /// When the object of the parent was written, or the newest of several.
+    /// The time at which the object of the parent was written; the newest time if there are several
+    /// parents.
     pub(super) parent_written: Mutex<Option<Timestamp>>,
     /// The id that the restore point will have.
     pub(super) id: String,

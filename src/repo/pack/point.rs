@@ -155,7 +155,7 @@ impl PointRecord {
         }
     }
 
-    /// What the restore point needs of the data; `None` if the id of a disk's map is invalid.
+    /// The data that the restore point needs; `None` if the id of a disk's map is invalid.
     pub(super) fn needed(&self) -> Option<Needed> {
         let disks = self.manifest.point.disks.iter();
         let disks = disks.map(|disk| Some((self.root(&disk.target)?, disk.virtual_size)));
@@ -165,7 +165,7 @@ impl PointRecord {
         })
     }
 
-    /// The same with the names of its parts.
+    /// The data that the restore point needs, with the names of its disks and files.
     pub(super) fn subject(&self) -> Option<Subject> {
         let point = &self.manifest.point;
         let disks = point.disks.iter();
@@ -196,7 +196,7 @@ pub(super) fn map_name(target: &str) -> String {
     format!("{target}.map")
 }
 
-/// A record that is parsed, to be changed.
+/// A valid record, which the fuzzer changes.
 #[cfg(test)]
 pub(super) fn sample_for_fuzzing() -> Vec<u8> {
     tests::record().to_text().expect("it serialises").into_bytes()

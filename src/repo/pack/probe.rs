@@ -11,7 +11,7 @@ use super::description::ConditionalPuts;
 use super::objects::{ObjectErrorKind, ObjectName, ObjectResult, ObjectStore, PutResult, small};
 use crate::model::stop::Stop;
 
-/// How the names of the objects of a probe begin.
+/// The prefix of the names of a probe's objects.
 pub(super) const PROBES: &str = "probe/";
 
 /// The number of puts at the same time.
@@ -23,14 +23,14 @@ const ROUNDS: usize = 3;
 /// The result of a probe.
 pub(super) struct Probed {
     pub(super) puts: ConditionalPuts,
-    /// The objects that could not be deleted, because this user may not do that.
+    /// The objects that could not be deleted, because this user may not delete.
     pub(super) left: Vec<String>,
 }
 
-/// Tries the store.
+/// Finds out whether the store honours conditional puts.
 ///
 /// # Errors
-/// The store fails, so that nothing is known.
+/// The store fails, so the result is unknown.
 pub(super) fn probe(store: &dyn ObjectStore, stop: &Stop) -> ObjectResult<Probed> {
     let mut probed = Probed {
         puts: ConditionalPuts::Honoured,

@@ -54,14 +54,14 @@ impl SealedObjects {
     /// The objects below a prefix.
     ///
     /// # Errors
-    /// The list is not complete. It is never shorter than it should be.
+    /// The store fails. An incomplete list is an error, and is never returned.
     pub(super) fn list(&self, prefix: &str, stop: &Stop) -> Result<Vec<ListedObject>> {
         let page = list_all(self.objects.as_ref(), prefix, MOST_OBJECTS, &small(stop))?;
         Ok(page.objects)
     }
 
     /// Reads these objects of at most `most` bytes each. Objects that were deleted since they were
-    /// listed are left out. An object that is damaged has its reason instead of a text.
+    /// listed are left out. For a damaged object, the reason is returned instead of a text.
     ///
     /// # Errors
     /// The store fails.

@@ -18,15 +18,15 @@ use crate::model::finding::Finding;
 use crate::model::stop::Stop;
 use crate::repo::{RepoError, Result};
 
-/// How the name begins that stands for a domain whose own name cannot be read.
+/// The beginning of the name that stands for a domain whose own name cannot be read.
 pub(super) const UNREADABLE: &str = "unreadable-";
 
-/// What an unlocked repository needs besides its objects.
+/// The parts of the host that an unlocked repository needs.
 #[derive(Clone)]
 pub struct UnlockedHost {
     /// The folders of this host.
     pub folders: HostFolders,
-    /// Writes the files in them.
+    /// The store that writes the files in these folders.
     pub store: Arc<dyn Store>,
 }
 
@@ -83,7 +83,7 @@ impl Shared {
         })
     }
 
-    /// The data, with an index that is as new as the restore points that were read.
+    /// The data, with an index at least as new as the restore points that were read.
     pub(super) fn data(&self) -> Result<Data> {
         let fetched = self.sealed.fetched();
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,8 +102,8 @@ impl Shared {
         Ok(data)
     }
 
-    /// Begins to write a restore point. What a run stores goes through one `Data` until the commit,
-    /// whatever becomes of other runs.
+    /// Begins to write a restore point. The run stores everything through one `Data` until the
+    /// commit, so failures of other runs do not affect it.
     pub(super) fn begin_writing(&self) -> Result<WriteAccess> {
         let data = {
             let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
@@ -151,7 +151,7 @@ impl Shared {
         })?)
     }
 
-    /// Lists packs in the index again.
+    /// Adds missing packs to the index.
     pub(super) fn rebuild_index(
         &self,
         dry_run: bool,
@@ -185,7 +185,7 @@ impl Shared {
         let names = current.data.iter().flat_map(Data::damaged_index);
         let finding = |name: String| {
             let what = format!(
-                "{}/{name} is damaged, or a newer vmsnap wrote it; without it, blocks are found in other ways, which takes longer",
+                "{}/{name} is damaged, or was written by a newer vmsnap; without this index object, finding blocks takes longer",
                 self.place.location
             );
             Finding::new("index-damaged", what)
@@ -193,7 +193,7 @@ impl Shared {
         names.map(finding).collect()
     }
 
-    /// Gives up what a failed run has stored but not uploaded.
+    /// Discards the blocks that a failed run has stored but not uploaded.
     pub(super) fn give_up(&self) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         current.data = None;
@@ -209,7 +209,7 @@ impl Shared {
         )?)
     }
 
-    /// The error that an object could not be named. Its parts are always valid, so it never occurs.
+    /// The error for an invalid object name. It never occurs, because all parts of names are valid.
     pub(super) fn no_name(&self, object: &str) -> RepoError {
         PackError::Damaged {
             location: self.place.location.clone(),
@@ -229,7 +229,7 @@ impl Shared {
     }
 }
 
-/// The name of this host, for people who wait for its session.
+/// The name of this host, which other hosts show while they wait for its session.
 fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match name.trim() {

@@ -31,12 +31,13 @@ const PARTIAL: &str = ".partial";
 /// The name of a run's journal entry.
 const JOURNAL_ENTRY: &str = "intent.json";
 
-/// The folders in which a host keeps what belongs to itself.
+/// The folders in which a host keeps its own files about pack repositories.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostFolders {
-    /// For locks and journal entries, which must survive a restart; `None` if no place is known.
+    /// The folder for locks and journal entries, which must survive a restart; `None` if no folder
+    /// is known.
     pub state: Option<PathBuf>,
-    /// For copies of what the repository has too; `None` if no place is known.
+    /// The folder for the cache of the index; `None` if no folder is known.
     pub cache: Option<PathBuf>,
 }
 
@@ -98,7 +99,7 @@ impl DomainState {
         })
     }
 
-    /// Whether a run has written here.
+    /// Whether the folder of this state exists, because a run has written to it.
     pub(super) fn exists(&self) -> bool {
         self.dir.as_deref().is_some_and(Path::is_dir)
     }
@@ -135,7 +136,7 @@ impl DomainState {
         restore_mark::remove(self.store.as_ref(), &self.dir()?.join(RESTORING))
     }
 
-    /// The run that has the right to write, as it recorded itself.
+    /// The description of the run that has the right to write, if there is one.
     pub(super) fn writer(&self) -> Option<String> {
         lock::holder(&self.dir.as_ref()?.join(LOCK))
     }
@@ -184,7 +185,7 @@ impl DomainState {
         Ok(runs)
     }
 
-    /// The ids of the restore points that unfinished runs make.
+    /// The ids of the restore points that unfinished runs were making.
     pub(super) fn ids(&self) -> Result<Vec<String>> {
         let runs = self.runs()?.into_iter();
         Ok(runs
@@ -240,7 +241,7 @@ impl DomainState {
         }
     }
 
-    /// Removes what a run has left here.
+    /// Removes the folder of a run.
     pub(super) fn remove(&self, run: &Leftover) -> Result<()> {
         let dir = self.dir()?;
         let of_run = dir.join(&run.key);

@@ -25,8 +25,8 @@ use crate::repo::{DomainWriter, History, Kept, Leftover, Merge, Merged, PendingP
 pub(super) struct PackWriter {
     pub(super) domain: DomainPart,
     pub(super) _lock: DomainLock,
-    /// The restore point that was committed last in the history that was read last: what this run
-    /// decides is based on it. `None` if no history was read.
+    /// The restore point that was committed last, according to the history that was read last. The
+    /// decisions of this run are based on it. `None` if no history was read.
     pub(super) base: Mutex<Option<Option<Predecessor>>>,
 }
 

@@ -25,7 +25,7 @@ impl Check<'_> {
     /// compressed parts.
     ///
     /// # Errors
-    /// A stop was requested, or the file cannot be read for a reason that says nothing about it.
+    /// A stop was requested, or the file cannot be read for a reason other than damage.
     pub(super) fn data_file(&mut self, file: &DataFile) -> Result<()> {
         let path = self.dir.join(&file.name);
         let found = |location: &Path, what: String| FileDamage {

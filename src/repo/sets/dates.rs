@@ -17,11 +17,11 @@ const ZONES: u64 = 15 * 3600;
 
 /// A run with what is known about its place in the chain.
 pub(super) struct Dated<'a> {
-    /// What it wrote.
+    /// The files that the run wrote.
     pub(super) group: &'a Group,
     /// The time of its first disk, in local time; `None` if it has only raw files.
     pub(super) date: Option<DateTime>,
-    /// Its moment.
+    /// The moment that its restore point shows.
     pub(super) time: Timestamp,
     /// The id of its restore point.
     pub(super) id: String,
@@ -128,7 +128,7 @@ fn time_of(date: DateTime, created: Option<i64>, zone: &TimeZone) -> Timestamp {
     created.unwrap_or_else(|| whole(local()))
 }
 
-/// The checkpoints that the set lists, and of which it has no data.
+/// The checkpoints that the set lists, but for which it has no data.
 pub(super) fn lost(
     place: &SetPlace,
     content: &SetContent,
@@ -147,7 +147,7 @@ pub(super) fn lost(
             lost.push(LostPoint {
                 id: format!("{before}.{name}"),
                 what: format!(
-                    "the set {} lists checkpoint {name}, but has no backup with it: a backup failed, or its files were removed",
+                    "the set {} lists checkpoint {name}, but has no backup for it: a backup failed, or its files were removed",
                     place.dir.display()
                 ),
                 is_newer: false,

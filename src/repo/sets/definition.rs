@@ -27,7 +27,7 @@ pub(super) struct DefinedDisk {
     pub(super) target: String,
     /// The format of its image.
     pub(super) format: String,
-    /// Where its image is, for people.
+    /// Where its image is, for messages.
     pub(super) source: String,
 }
 
@@ -35,7 +35,7 @@ impl Definition {
     /// Reads a definition. A DTD is refused, so there are no entities to expand.
     ///
     /// # Errors
-    /// A clause that says what is wrong with it.
+    /// A clause that says what is wrong with the definition.
     pub(super) fn parse(xml: &[u8]) -> Result<Definition, String> {
         let xml = std::str::from_utf8(xml).map_err(|_| "it is not UTF-8".to_owned())?;
         let document = Document::parse(xml).map_err(|error| error.to_string())?;

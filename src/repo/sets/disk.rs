@@ -9,7 +9,7 @@ use crate::repo::{DiskReader, Stored, StoredExtent};
 /// How many bytes are compared at a time.
 const COMPARED: usize = 64 << 10;
 
-/// A disk of a set. Its readers take turns.
+/// A disk of a set. Only one reader at a time can read it.
 #[derive(Debug)]
 pub(super) struct SetDisk {
     size: u64,

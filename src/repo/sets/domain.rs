@@ -286,7 +286,7 @@ impl DomainRepository for SetDomain {
             SmallFile::Nvram => nvram_name(config, &content.names),
             SmallFile::Tpm => None,
         };
-        let name = name.ok_or_else(|| format!("the set has no {} of it", file.name()))?;
+        let name = name.ok_or_else(|| format!("the set has no {} of this restore point", file.name()))?;
         let path = dir.join(name);
         let bytes = read_bounded(&path, MAX_SMALL_FILE)
             .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
@@ -298,7 +298,7 @@ impl DomainRepository for SetDomain {
         {
             true => Ok(bytes),
             false => Err(format!(
-                "{} was changed while it was in use: run again",
+                "{} was changed while vmsnap was reading it: run again",
                 path.display()
             )),
         }

@@ -33,7 +33,7 @@ pub(super) struct Config {
     pub(super) size: u64,
     /// Its BLAKE3 digest when the set was read, in hexadecimal.
     pub(super) digest: String,
-    /// What it says.
+    /// The facts from the definition.
     pub(super) definition: Definition,
 }
 
@@ -50,13 +50,13 @@ pub(super) struct DataFile {
     pub(super) size: u64,
     /// When it was last written.
     pub(super) written: Timestamp,
-    /// How it holds the disk, or a sentence that says why it cannot be used.
+    /// How the file stores the disk, or a sentence that says why the file cannot be used.
     pub(super) facts: std::result::Result<Facts, String>,
     /// Its recorded checksum, or a sentence about the checksum file.
     pub(super) checksum: std::result::Result<Option<u32>, String>,
 }
 
-/// How a data file holds a disk.
+/// How a data file stores a disk.
 #[derive(Clone, Debug)]
 pub(super) enum Facts {
     /// As a stream with this header.
@@ -74,7 +74,7 @@ impl DataFile {
         }
     }
 
-    /// How it holds the disk; `None` if it cannot be used.
+    /// How the file stores the disk; `None` if the file cannot be used.
     pub(super) fn form(&self) -> Option<Form> {
         match self.facts.as_ref().ok()? {
             Facts::Stream(_) => Some(Form::Stream),
@@ -83,14 +83,14 @@ impl DataFile {
     }
 }
 
-/// What one run of virtnbdbackup wrote.
+/// The files that one run of virtnbdbackup wrote.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
-    /// The run; of a differential one with the time of its first file.
+    /// The run; for a differential backup, with the time of its first file.
     pub(super) run: Run,
     /// Its data files, by target.
     pub(super) files: Vec<DataFile>,
-    /// The definition that was saved with it, or else another one of the set.
+    /// The definition that the run saved; if there is none, another definition of the set.
     pub(super) config: std::result::Result<Config, String>,
 }
 
@@ -103,7 +103,7 @@ pub(super) struct SetContent {
     pub(super) created: BTreeMap<String, i64>,
     /// The checkpoints that the set lists, oldest first.
     pub(super) listed: Vec<String>,
-    /// The evidence of the logs.
+    /// The evidence from the logs.
     pub(super) logs: Logs,
     /// The names of all files.
     pub(super) names: BTreeSet<String>,
@@ -125,7 +125,7 @@ pub(super) fn is_set(names: &BTreeSet<String>) -> bool {
     names.iter().any(|name| DataName::parse(name).is_some())
 }
 
-/// The definition of one of a set's runs, whichever can be read.
+/// A definition from any of the set's runs that can be read.
 pub(super) fn any_definition(dir: &Path, names: &BTreeSet<String>) -> Option<Definition> {
     let configs = names.iter().filter(|name| config_run(name).is_some());
     let mut read = configs.filter_map(|name| read_config(dir, name).ok());
@@ -134,7 +134,7 @@ pub(super) fn any_definition(dir: &Path, names: &BTreeSet<String>) -> Option<Def
         .map(|config| config.definition)
 }
 
-/// The name of the domain in the name of the list of checkpoints.
+/// The domain's name, taken from the file name of the list of checkpoints.
 pub(super) fn domain_of_list(names: &BTreeSet<String>) -> Option<&str> {
     names
         .iter()
@@ -145,7 +145,7 @@ impl SetContent {
     /// Reads the folder of a set.
     ///
     /// # Errors
-    /// Something cannot be read for a reason that says nothing about the set.
+    /// Something cannot be read, for a reason other than damage.
     pub(super) fn read(dir: &Path) -> Result<SetContent> {
         let names = names(dir)?;
         let mut configs = BTreeMap::new();
@@ -191,7 +191,7 @@ fn read_config(dir: &Path, name: &str) -> Result<std::result::Result<Config, Str
             digest: blake3::hash(&bytes).to_hex().to_string(),
             definition,
         })
-        .map_err(|why| format!("{} is no definition of a domain: {why}", path.display())))
+        .map_err(|why| format!("{} is not the definition of a domain: {why}", path.display())))
 }
 
 fn read_data(
@@ -250,21 +250,21 @@ fn is_verdict(error: &BlockError) -> bool {
 fn belongs(path: &Path, target: &str, run: Run, header: Header) -> std::result::Result<Facts, String> {
     let wrong = |what: &str| {
         Err(format!(
-            "{} {what}: it was confused with another file",
+            "{} {what}: the file was confused with another one",
             path.display()
         ))
     };
     if header.disk != target {
-        return wrong("holds another disk than its name says");
+        return wrong("holds a different disk than its name says");
     }
     if let Run::Incremental(number) = run
         && header.checkpoint != format!("{}{number}", super::names::CHECKPOINT)
     {
-        return wrong("holds another backup than its name says");
+        return wrong("holds a different backup than its name says");
     }
     // An incremental run may have made a full backup, because a checkpoint was invalid.
     if run == Run::Base && header.is_incremental {
-        return wrong("holds an incremental backup, and its name is that of a full one");
+        return wrong("holds an incremental backup, but has the name of a full one");
     }
     Ok(Facts::Stream(Box::new(header)))
 }

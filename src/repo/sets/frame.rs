@@ -11,10 +11,10 @@ use serde::Deserialize;
 /// digits, and a line end.
 pub(super) const FRAME: usize = 40;
 
-/// What follows the bytes of a frame.
+/// The bytes that follow the content of a frame.
 pub(super) const TERM: &[u8; 2] = b"\r\n";
 
-/// The largest header, in bytes. A usual one has some 400.
+/// The largest header, in bytes. A usual header has about 400 bytes.
 pub(super) const MAX_HEADER: u64 = 64 << 10;
 
 /// The kind of a frame.
@@ -44,7 +44,7 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Reads a frame; `None` if these bytes are none.
+    /// Reads a frame; `None` if these bytes are not a frame.
     pub(super) fn parse(bytes: &[u8; FRAME]) -> Option<Frame> {
         let kind = match &bytes[..4] {
             b"meta" => FrameKind::Meta,
@@ -98,7 +98,7 @@ pub(super) struct Header {
     pub(super) disk: String,
     /// The format of the disk's own image.
     pub(super) disk_format: String,
-    /// The name of the checkpoint that was made with it, or would have been.
+    /// The name of the checkpoint of this backup, even if no checkpoint was made.
     pub(super) checkpoint: String,
     /// The name of the checkpoint on which it depends; empty if it depends on none.
     pub(super) parent: String,
@@ -139,7 +139,7 @@ impl Header {
     /// Reads the JSON of a header.
     ///
     /// # Errors
-    /// A clause that says what is wrong with it.
+    /// A clause that says what is wrong with the header.
     pub(super) fn parse(json: &[u8]) -> Result<Header, String> {
         let written: WrittenHeader =
             serde_json::from_slice(json).map_err(|error| format!("its header is invalid ({error})"))?;
@@ -168,7 +168,7 @@ impl Header {
             return Err("its header has an impossible size of the disk".to_owned());
         }
         if written.data_size > written.virtual_size {
-            return Err("its header promises more data than the disk has".to_owned());
+            return Err("its header states more data than the disk can hold".to_owned());
         }
         Ok(Header {
             size: written.virtual_size,

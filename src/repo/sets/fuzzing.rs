@@ -16,7 +16,8 @@ use crate::model::stop::Stop;
 /// The largest disk that is read to its end, in bytes.
 const LARGEST: u64 = 64 << 20;
 
-/// A file in which the stream is. A path, because chains open their files by path.
+/// Parses and reads the file at this path as a stream. It takes a path because chains open their
+/// files by path.
 pub fn stream(path: &Path) {
     let file = ChainFile {
         path: path.to_owned(),
@@ -64,7 +65,7 @@ pub fn stream(path: &Path) {
     }
 }
 
-/// A text as the name of a file, a definition and a log.
+/// Parses a text as the name of a file, as a definition, and as a log.
 pub fn texts(bytes: &[u8]) {
     let _ = Definition::parse(bytes);
     Logs::default().add(bytes);

@@ -21,7 +21,7 @@ pub(super) struct ChainFile {
     pub(super) expected: Option<u32>,
 }
 
-/// How a file holds a disk.
+/// How a file stores a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// As a stream.
@@ -73,7 +73,7 @@ impl Layer {
     /// Opens a file for reading from front to back.
     ///
     /// # Errors
-    /// The file cannot be opened, or is no complete stream.
+    /// The file cannot be opened, or is not a complete stream.
     pub(super) fn open(file: &ChainFile, stop: &Stop) -> Result<Layer> {
         let failed = |source| RepoError::Open {
             location: file.path.display().to_string(),
@@ -109,7 +109,7 @@ impl Layer {
         self.size
     }
 
-    /// Whether something of it was read.
+    /// Whether any content of the file was read.
     pub(super) fn is_used(&self) -> bool {
         self.is_used
     }
@@ -162,7 +162,7 @@ impl Layer {
     }
 
     /// The first item that ends after this offset of the disk, or `None` if there is none. Without
-    /// an index, offsets must not fall.
+    /// an index, offsets must not decrease from call to call.
     ///
     /// # Errors
     /// The file is damaged or cannot be read, or a stop was requested.
@@ -261,8 +261,8 @@ impl Layer {
         reader.finish()
     }
 
-    /// Reads the whole file, also what no reader of the disk needs, and checks everything.
-    /// `progress` receives offsets of the disk.
+    /// Reads the whole file, including parts that no reader of the disk needs, and checks
+    /// everything. `progress` receives offsets on the disk.
     ///
     /// # Errors
     /// The file is damaged or cannot be read, or a stop was requested.
@@ -307,7 +307,7 @@ pub(super) fn read_checksum(path: &Path) -> std::io::Result<std::result::Result<
     let sum = text.filter(is_number).and_then(|text| text.parse().ok());
     Ok(sum.map(Some).ok_or_else(|| {
         format!(
-            "{} holds no checksum: it is damaged (without it, the data file can be read unchecked)",
+            "{} is damaged: it holds no checksum (if you move this file away, the data file can be read unchecked)",
             path.display()
         )
     }))

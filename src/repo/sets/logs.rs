@@ -17,7 +17,7 @@ const FIRST_WITHOUT_ZEROES: (u64, u64) = (2, 21);
 pub(super) struct Evidence {
     /// The version of virtnbdbackup.
     pub(super) version: String,
-    /// Whether everything that changed is in the file, also what became zero.
+    /// Whether the file contains all changes, including ranges that became zero.
     pub(super) has_zeroes: bool,
 }
 
@@ -33,8 +33,8 @@ impl Logs {
         name.starts_with("backup.") && name.ends_with(".log")
     }
 
-    /// Adds the evidence of a log. If several runs wrote a file, the one counts that may have left
-    /// out zeroes.
+    /// Adds the evidence from a log. If several runs wrote a file, a run that may have left out
+    /// zeroes takes precedence.
     pub(super) fn add(&mut self, text: &[u8]) {
         let text = String::from_utf8_lossy(text);
         let mut version = None;

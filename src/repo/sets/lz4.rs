@@ -36,7 +36,7 @@ pub(super) struct PieceHead {
 /// Reads the beginning of the LZ4 frame at this offset of the file, which has `stored` bytes.
 ///
 /// # Errors
-/// There is none, or it has no checksums.
+/// There is no LZ4 frame, or it has no checksums.
 pub(super) fn head_at(reader: &Reader, at: u64, stored: u64) -> Result<PieceHead, BlockError> {
     let mut bytes = [0; 14];
     let length = usize::try_from(stored).map_or(bytes.len(), |stored| stored.min(bytes.len()));
@@ -78,7 +78,7 @@ impl Piece {
     /// The LZ4 frame in this range of the file, whose content has `length` bytes.
     ///
     /// # Errors
-    /// As [`head_at`].
+    /// The errors of [`head_at`].
     pub(super) fn open(
         reader: &Arc<Mutex<Reader>>,
         at: u64,
@@ -105,8 +105,8 @@ impl Piece {
         })
     }
 
-    /// Whether it is the LZ4 frame at this offset of the file, and has not been read beyond this
-    /// offset of its content.
+    /// Whether this is the LZ4 frame at offset `at` of the file, and was not read beyond offset
+    /// `from` of its content.
     pub(super) fn can_read(&self, at: u64, from: u64) -> bool {
         self.at == at && self.done <= from
     }
@@ -124,7 +124,7 @@ impl Piece {
     /// Decompresses the rest, and checks the checksum of the content and the end of the LZ4 frame.
     ///
     /// # Errors
-    /// As [`Piece::read`].
+    /// The errors of [`Piece::read`].
     pub(super) fn finish(&mut self) -> Result<(), BlockError> {
         self.skip_to(self.length)?;
         let mut more = [0];

@@ -81,8 +81,9 @@ pub struct SetsRepository {
 }
 
 impl SetsRepository {
-    /// Opens the sets at this location: the folder is one, or holds folders of domains, which are
-    /// sets or hold some. Headers of streams have local times, which are taken as times of `zone`.
+    /// Opens the sets at this location. The folder is a set, or contains folders of domains, which
+    /// are sets or contain sets. The local times in headers of streams are taken as times of
+    /// `zone`.
     ///
     /// # Errors
     /// The folder cannot be read, or there is no set.
@@ -98,7 +99,7 @@ impl SetsRepository {
         }
         let places = place::find(&root)?;
         if places.is_empty() {
-            let what = "no backup of virtnbdbackup is in it, nor in the folders below";
+            let what = "neither it nor the folders below it contain backups of virtnbdbackup";
             return Err(unusable(io::Error::other(what)));
         }
         Ok(SetsRepository {

@@ -6,10 +6,10 @@ pub(super) const CHECKPOINT: &str = "virtnbdbackup.";
 /// The ending of data files.
 const DATA: &str = ".data";
 
-/// A run of virtnbdbackup, as names of its files show it.
+/// A run of virtnbdbackup, as the names of its files show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Run {
-    /// A full backup (`full`), or one without a checkpoint (`copy`).
+    /// A full backup with a checkpoint (`full`) or without one (`copy`).
     Base,
     /// An incremental backup, with the number in the name of its checkpoint.
     Incremental(u64),
@@ -59,8 +59,8 @@ impl DataName {
     }
 }
 
-/// The number of one of virtnbdbackup's checkpoints. vmsnap's own names have the same form, and
-/// more digits than a number of virtnbdbackup can have.
+/// The number in the name of a checkpoint of virtnbdbackup; `None` for other names. Those of
+/// vmsnap's own checkpoints have more digits than virtnbdbackup uses.
 pub(super) fn checkpoint_number(name: &str) -> Option<u64> {
     number(name.strip_prefix(CHECKPOINT)?)
 }

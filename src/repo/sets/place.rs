@@ -18,7 +18,7 @@ pub(super) struct SetPlace {
     pub(super) dir: PathBuf,
     /// The name of the domain.
     pub(super) domain: String,
-    /// The name of the period of its restore points: the name of the folder, if that is one of a
+    /// The name of the period of its restore points: the folder's name, if that is the name of a
     /// period.
     pub(super) period: String,
     /// The ids of restore points in other sets of the domain.

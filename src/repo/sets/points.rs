@@ -202,7 +202,7 @@ impl Making<'_> {
             .filter(|parent| !std::ptr::eq(*parent, self.run))
             .ok_or_else(|| {
                 format!(
-                    "depends on checkpoint {}, and the set has no backup of disk {target} with it",
+                    "depends on checkpoint {}, but the set has no backup of disk {target} with this checkpoint",
                     shown(checkpoint)
                 )
             })?;
@@ -253,7 +253,7 @@ impl Making<'_> {
                     Kind::Raw,
                     "it is raw, and virtnbdbackup saves raw disks only in full backups, on request",
                 ),
-                _ => (Kind::Skipped, "the set has no file of it with this backup"),
+                _ => (Kind::Skipped, "the set has no file of this disk for this backup"),
             };
             LeftOut {
                 disk: disk.target.clone(),
@@ -278,7 +278,7 @@ impl Making<'_> {
             findings.push(Finding::new(
                 ZEROES_MISSING,
                 format!(
-                    "{} may lack ranges that became zero, which then show older bytes: virtnbdbackup {version} leaves them out",
+                    "{} may lack ranges that became zero, which then show older bytes: virtnbdbackup {version} leaves such ranges out",
                     names(doubtful.iter().map(|disk| disk.image.as_str()))
                 ),
             ));
@@ -298,7 +298,7 @@ impl Making<'_> {
             findings.push(Finding::new(
                 CHECKSUM_MISSING,
                 format!(
-                    "the set has no checksum of {}: some changes there cannot be found",
+                    "the set has no checksum of {}: some changes in this file cannot be detected",
                     names(unchecked.into_iter())
                 ),
             ));

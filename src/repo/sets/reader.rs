@@ -16,7 +16,8 @@ use crate::model::stop::Stop;
 /// The largest number of bytes read before the reader checks for a stop request.
 const PIECE: usize = 256 << 10;
 
-/// Opens a file of a set for reading. It has to be a plain file: a link may lead out of the set.
+/// Opens a file of a set for reading. It must be a regular file, because a link may lead out of the
+/// set.
 pub(super) fn open(path: &Path) -> io::Result<File> {
     // Opening a pipe would block until another process writes to it.
     let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
@@ -75,7 +76,7 @@ impl Reader {
         })
     }
 
-    /// The same file without a checksum.
+    /// A reader of the same file that computes no checksum.
     pub(super) fn without_digest(&self) -> Reader {
         Reader {
             file: Arc::clone(&self.file),
@@ -109,7 +110,7 @@ impl Reader {
     /// the last read are read too.
     ///
     /// # Errors
-    /// The file ends before, cannot be read, or a stop was requested.
+    /// The file ends too early or cannot be read, or a stop was requested.
     pub(super) fn read(&mut self, out: &mut [u8], offset: u64) -> Result<(), BlockError> {
         self.check_stop()?;
         self.pass_until(offset)?;
@@ -128,7 +129,7 @@ impl Reader {
     /// Fills `out` from this offset of the file, without a checksum.
     ///
     /// # Errors
-    /// The file ends before, or cannot be read.
+    /// The file ends too early or cannot be read.
     pub(super) fn read_past_digest(&self, out: &mut [u8], offset: u64) -> Result<(), BlockError> {
         self.file
             .read_exact_at(out, offset)
@@ -144,7 +145,7 @@ impl Reader {
     /// Reads the rest of the file, and compares the checksum with the recorded one.
     ///
     /// # Errors
-    /// They differ, the file cannot be read, or a stop was requested.
+    /// The checksums differ, the file cannot be read, or a stop was requested.
     pub(super) fn finish(&mut self) -> Result<(), BlockError> {
         self.pass_until(self.length)?;
         match &self.digest {

@@ -24,8 +24,8 @@ pub(super) struct SetSource {
 }
 
 impl SetSource {
-    /// The blocks that the newest `upper` of the layers of a disk hold; all layers give the whole
-    /// disk.
+    /// The blocks that the newest `upper` layers of a disk store. If `upper` is the number of all
+    /// layers, the blocks are the whole disk.
     pub(super) fn new(mut stack: Stack, upper: usize, pool: BufferPool, stop: Stop) -> SetSource {
         let all = stack.layers_mut().len();
         SetSource {

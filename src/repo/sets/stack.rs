@@ -20,14 +20,14 @@ pub(super) struct Segment {
 pub(super) enum Origin {
     /// From this item of the layer with this number; the newest layer has number 0.
     Layer(usize, Item),
-    /// From the layers beneath those that were asked.
+    /// From layers beneath the given ones.
     Beneath,
-    /// From none: it reads as zero.
+    /// From no layer; the range reads as zero.
     Nothing,
 }
 
 impl Origin {
-    /// Whether the range reads as zero without a look at any bytes.
+    /// Whether the range is known to read as zero, without reading any bytes.
     pub(super) fn is_zero(&self) -> bool {
         match self {
             Origin::Layer(_, item) => item.content == Storage::Zero,
@@ -51,7 +51,7 @@ impl Stack {
     /// Opens the files, newest first, of a disk that has `size` bytes now.
     ///
     /// # Errors
-    /// A file cannot be opened, is no complete stream, or is for a disk of another size.
+    /// A file cannot be opened, is not a complete stream, or is for a disk of another size.
     pub(super) fn open(files: &[ChainFile], size: u64, stop: &Stop) -> Result<Stack> {
         let layers = files.iter().map(|file| Layer::open(file, stop));
         let layers: Vec<Layer> = layers.collect::<Result<_>>()?;
@@ -59,7 +59,7 @@ impl Stack {
             && newest.size() != size
         {
             let what = format!(
-                "{} was replaced while it was in use: run again",
+                "{} was replaced while vmsnap was reading it: run again",
                 file.path.display()
             );
             return Err(BlockError::new(BlockErrorKind::Invalid, what).into());

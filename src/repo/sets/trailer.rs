@@ -43,11 +43,11 @@ enum State {
 pub(super) enum Part {
     /// The compressed size of a frame.
     Whole(u64),
-    /// The compressed size of a frame of which the pieces follow.
+    /// The compressed size of a frame; the sizes of its pieces follow.
     Pieces(u64),
     /// The compressed size of a piece.
     Piece(u64),
-    /// The last piece of a frame precedes.
+    /// The end of the pieces of a frame.
     EndOfPieces,
     /// The list ends here.
     End,
@@ -79,7 +79,7 @@ impl Trailer {
         }
     }
 
-    /// Where it is, to return to it later.
+    /// The present place, to which [`Trailer::go_to`] can return.
     pub(super) fn place(&self) -> Place {
         self.place
     }

@@ -64,7 +64,7 @@ impl Layout {
     /// Reads the header and the end of a stream.
     ///
     /// # Errors
-    /// The file is no complete stream, or cannot be read.
+    /// The file is not a complete stream, or cannot be read.
     pub(super) fn read(reader: &Reader) -> Result<Layout, BlockError> {
         let first = frame_at(reader, 0)?;
         if first.kind != FrameKind::Meta || first.start != 0 {
@@ -189,7 +189,7 @@ impl Walk {
         }
     }
 
-    /// Where it is.
+    /// The present place.
     pub(super) fn mark(&self) -> Mark {
         Mark {
             step: self.step,

@@ -20,7 +20,7 @@ pub struct WrittenStream {
     pub checkpoint: String,
     /// The name of the parent's checkpoint; empty for a full backup.
     pub parent: String,
-    /// The size of the pieces in which data is compressed, if it is.
+    /// The size in bytes of the pieces in which data is compressed; `None` for no compression.
     pub compressed: Option<usize>,
     /// The frames: the start on the disk and the bytes, or the number of zeroes.
     pub frames: Vec<(u64, Result<Vec<u8>, u64>)>,

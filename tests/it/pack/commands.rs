@@ -224,7 +224,7 @@ fn a_lost_description_is_damage_and_not_a_new_beginning() {
     refused(
         &stage.run(&list),
         11,
-        &["vmsnap.json", "it is missing", "get the object back"],
+        &["vmsnap.json", "it is missing", "restore the object"],
     );
     fs::write(description, text).expect("written");
     assert_eq!(stage.run(&list).status.code(), Some(0));
@@ -265,7 +265,7 @@ fn encryption_is_the_default_and_needs_a_secret() {
     refused(
         &stage.run(&["init", &stage.pack(), "--encrypt-to", "age1x"]),
         64,
-        &["is no recipient"],
+        &["is not a recipient"],
     );
     refused(
         &stage.run(&["init", &stage.pack(), "--passphrase-file", "missing"]),
@@ -366,7 +366,7 @@ fn missing_repository_is_reported_with_leftovers() {
     let again = stage.run(&["init", &stage.pack(), "--no-encryption"]);
     assert_eq!(again.status.code(), Some(0), "{again:?}");
     assert!(
-        stderr(&again).contains("which may be deleted: keys/0123456789abcdef.age"),
+        stderr(&again).contains("you can delete them: keys/0123456789abcdef.age"),
         "{again:?}"
     );
 }

@@ -190,7 +190,7 @@ fn passphrase_opens_a_slot_and_a_wrong_one_does_not() {
     assert!(
         error
             .to_string()
-            .contains("the passphrase opens no key slot of memory: (1 tried)"),
+            .contains("the passphrase opens no key slot of memory: (slots tried: 1)"),
         "{error}"
     );
     assert!(!format!("{error:?}").contains("battery"));

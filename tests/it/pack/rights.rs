@@ -124,7 +124,7 @@ fn backups_need_no_right_to_delete_or_replace() {
     site.done(&["copy", "--from", &kvm, "--to", "folder"]);
     let init = site.done(&["init", &other]);
     let text = String::from_utf8_lossy(&init.stderr).into_owned();
-    assert!(text.contains("which may be deleted: probe/"), "{text}");
+    assert!(text.contains("you can delete them: probe/"), "{text}");
     site.done(&["copy", "--from", "folder", "--to", &other]);
     site.done(&["verify", "--all", "--deep", "--repository", &other]);
     std::fs::write(site.folder.path().join("second"), "another passphrase").expect("written");

@@ -122,7 +122,7 @@ fn refusals_of_the_server_are_explained() {
         (403, "AccessDenied", "access was refused"),
         (403, "InvalidAccessKeyId", "does not accept the credentials"),
         (403, "SignatureDoesNotMatch", "AWS_ACCESS_KEY_ID"),
-        (403, "RequestTimeTooSkewed", "set the clock"),
+        (403, "RequestTimeTooSkewed", "correct the clock"),
         (301, "PermanentRedirect", "AWS_REGION"),
         (400, "AuthorizationHeaderMalformed", "another region"),
         (400, "Something", "Something: a \\u{1b}[2J test"),

@@ -75,7 +75,7 @@ fn commands_read_sets_and_write_nothing() {
         assert_eq!(refused.status.code(), Some(2), "{refused:?}");
         let text = both(&refused);
         assert!(
-            text.contains("holds backups of virtnbdbackup, which vmsnap only reads"),
+            text.contains("holds backups of virtnbdbackup, which vmsnap can only read"),
             "{text}"
         );
         assert!(text.contains("vmsnap copy --from"), "{text}");

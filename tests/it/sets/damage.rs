@@ -133,7 +133,7 @@ fn swapped_files_are_noticed() {
     let (_, history) = part(&open(folder.path()), "vm1");
     for id in &ids(&history)[1..] {
         assert!(
-            history.chains.faults(id)[0].contains("confused with another file"),
+            history.chains.faults(id)[0].contains("confused with another one"),
             "{id}"
         );
     }
@@ -146,7 +146,9 @@ fn swapped_files_are_noticed() {
         .flat_map(|id| history.chains.faults(id))
         .collect::<Vec<_>>();
     assert!(
-        faults.iter().any(|fault| fault.contains("holds another disk")),
+        faults
+            .iter()
+            .any(|fault| fault.contains("holds a different disk")),
         "{faults:?}"
     );
     let later = vmsnap::repo::WrittenStream {
@@ -201,7 +203,7 @@ fn definitions_that_are_damaged_are_named() {
     }
     let (part, history) = part(&open(folder.path()), "vm1");
     let id = &ids(&history)[1];
-    assert!(history.chains.faults(id)[0].contains("is no definition of a domain"));
+    assert!(history.chains.faults(id)[0].contains("is not the definition of a domain"));
     assert!(read(part.as_ref(), id, "vda").is_ok(), "the disk can be restored");
 }
 

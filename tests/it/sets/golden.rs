@@ -166,7 +166,7 @@ fn missing_log_makes_zeroes_doubtful() {
         "{message}"
     );
     assert!(
-        message.contains("virtnbdbackup from 2.21 on leaves them out"),
+        message.contains("virtnbdbackup from 2.21 on leaves such ranges out"),
         "{message}"
     );
 }
@@ -257,7 +257,7 @@ fn nothing_is_written_to_a_set() {
         assert!(
             refused
                 .to_string()
-                .contains("holds backups of virtnbdbackup, which vmsnap only reads")
+                .contains("holds backups of virtnbdbackup, which vmsnap can only read")
         );
         assert!(repository.ensure_identity().is_err());
         assert_eq!(tree(&golden.dir()), before);

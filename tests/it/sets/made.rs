@@ -116,7 +116,10 @@ fn overwritten_increment_breaks_the_chain_visibly() {
     assert!(read(part.as_ref(), &ids[0], "vda").is_ok());
     for id in &ids[1..] {
         let faults = history.chains.faults(id);
-        assert!(faults[0].contains("no backup of disk vda with it"), "{faults:?}");
+        assert!(
+            faults[0].contains("no backup of disk vda with this checkpoint"),
+            "{faults:?}"
+        );
         assert!(read(part.as_ref(), id, "vda").is_err());
     }
 }

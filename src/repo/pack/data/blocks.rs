@@ -26,9 +26,9 @@ pub(super) type Plain = Arc<Vec<u8>>;
 /// Which stored blocks a writer uses instead of storing them again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reuse {
-    /// Those that the index lists in packs that are not condemned.
+    /// All blocks that the index lists in packs that are not condemned.
     Known,
-    /// Those of them that can be read. This is for a writer that replaces damage.
+    /// Of these blocks, only those that can be read: for a writer that replaces damaged blocks.
     Sound,
 }
 
@@ -71,7 +71,7 @@ impl Blocks {
         PackError::Damaged {
             location: self.objects.location(),
             object: format!("block {id}"),
-            why: "no pack has it".to_owned(),
+            why: "no pack contains it".to_owned(),
         }
     }
 
@@ -89,7 +89,7 @@ impl Blocks {
         self.read_at(id, &place, stop)
     }
 
-    /// Whether a block need not be stored again. A block in condemned packs only has to be.
+    /// Whether a block need not be stored again. A block that is only in condemned packs must be.
     ///
     /// # Errors
     /// The cache cannot be read, or the store fails.
@@ -204,7 +204,7 @@ impl Blocks {
         Ok(())
     }
 
-    /// Where a block is that is not where the index said, if it is elsewhere.
+    /// Looks for another place of a block that was not found where the index had it.
     ///
     /// # Errors
     /// The index cannot be read again.
@@ -227,7 +227,7 @@ impl Blocks {
     /// Reads a block from this place and no other.
     ///
     /// # Errors
-    /// As [`Blocks::read`].
+    /// The errors of [`Blocks::read`].
     pub(super) fn read_at_only(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
         let sealed = self.fetch(place.pack, range(place), stop);
         let sealed = sealed.map_err(|error| self.named(error, id, place.pack))?;
@@ -237,7 +237,7 @@ impl Blocks {
     /// Reads a block in its sealed form, and checks it.
     ///
     /// # Errors
-    /// As [`Blocks::read`].
+    /// The errors of [`Blocks::read`].
     pub(super) fn read_sealed(&self, id: &BlockId, place: &Place, stop: &Stop) -> Result<Vec<u8>> {
         let sealed = self.fetch(place.pack, range(place), stop);
         let sealed = sealed.map_err(|error| self.named(error, id, place.pack))?;
@@ -354,7 +354,7 @@ fn range(place: &Place) -> Range<u64> {
     start..start + u64::from(place.stored)
 }
 
-/// The blocks that were read last, of a limited size.
+/// A cache of the blocks that were read last, up to a limited size.
 #[derive(Debug)]
 pub(super) struct BlockCache {
     most: usize,

@@ -60,7 +60,7 @@ pub(super) struct Place {
     pub(super) plain: u32,
 }
 
-/// The cache.
+/// The local cache of the index.
 pub(super) struct Cache {
     database: Database,
     /// `None` if only this process has it.
@@ -173,7 +173,8 @@ impl Cache {
         }
     }
 
-    /// A cache that ends with this process. It lies in the given folder if that is possible.
+    /// A cache in a temporary file, which ends with this process. The file is in the given folder
+    /// if possible.
     ///
     /// # Errors
     /// No temporary file can be created.
@@ -308,7 +309,7 @@ impl Cache {
         }
     }
 
-    /// Adds index objects. `is_last` says that no call follows soon: then the file is synced.
+    /// Adds index objects. If `is_last` is true, no call follows soon, and the file is synced.
     ///
     /// # Errors
     /// The cache cannot be written.
@@ -366,7 +367,7 @@ impl Cache {
         })
     }
 
-    /// Forgets index objects, and the packs that only they list.
+    /// Forgets index objects, and the packs that no other index object lists.
     ///
     /// # Errors
     /// The cache cannot be written.

@@ -75,18 +75,19 @@ const PROBES: &str = "probe/";
 /// How to collect.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CollectOptions<'a> {
-    /// The name of this host, for people who wait for its session.
+    /// The name of this host, which other hosts show while they wait for its session.
     pub(crate) host: &'a str,
-    /// How long packs stay after they were condemned, and how old they have to be before.
+    /// The grace period: how long packs stay after they were condemned, and how old they must be
+    /// before they are condemned.
     pub(crate) grace: SignedDuration,
-    /// A pack is rewritten if less than this part of it is needed, in percent, 0 to 100.
+    /// A pack is rewritten if less than this percentage of its bytes is needed, from 0 to 100.
     pub(crate) rewrite_percent: u8,
-    /// Whether only to find out what would be done. A session is put nevertheless.
+    /// Whether to only find out what would be done. A session object is written nevertheless.
     pub(crate) dry_run: bool,
 }
 
 impl CollectOptions<'_> {
-    /// The defaults: a day, and one half.
+    /// The defaults: a grace period of a day, and 50 percent.
     pub(crate) fn new(host: &str) -> CollectOptions<'_> {
         CollectOptions {
             host,
@@ -97,18 +98,19 @@ impl CollectOptions<'_> {
     }
 }
 
-/// Lists what every restore point needs. It must fail rather than return an incomplete list.
+/// Lists the data that every restore point needs. This function must fail rather than return an
+/// incomplete list.
 pub(crate) type Live<'a> = &'a mut dyn FnMut(&Stop) -> Result<Vec<Needed>>;
 
 impl Data {
     /// Collects unused data: condemns packs, and deletes those that earlier calls have condemned.
     ///
-    /// It reads the whole index into a temporary file, because it believes no local file. Memory:
-    /// for each block in the repository 5 bytes, for each pack about 200.
+    /// The whole index is read into a temporary file, because the local cache is not trusted.
+    /// Memory: 5 bytes for each block in the repository, and about 200 bytes for each pack.
     ///
     /// # Errors
-    /// Something cannot be read, or a block that is needed is missing: then nothing was condemned
-    /// or deleted. If the store fails later, the next call does the rest.
+    /// Something cannot be read, or a needed block is missing, and nothing was condemned or
+    /// deleted; or the store fails later, and the next call does the rest.
     pub(crate) fn collect(
         &self,
         live: Live<'_>,

@@ -17,7 +17,7 @@ use super::{Data, PackErrorClass, Result};
 use crate::model::stop::Stop;
 use crate::repo::pack::objects::ObjectName;
 
-/// What a restore point needs.
+/// The data that a restore point needs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Needed {
     /// The roots and sizes of its disks.
@@ -26,8 +26,7 @@ pub(crate) struct Needed {
     pub(crate) blocks: Vec<BlockId>,
 }
 
-/// A session in which something is written, with the condemned packs that were known at its
-/// beginning.
+/// The session of a writer, with the condemned packs that were known when it began.
 pub(crate) struct Writing {
     session: Session,
     known: BTreeSet<ObjectName>,
@@ -44,7 +43,7 @@ impl Writing {
     /// Ends the session: [`Session::end`].
     ///
     /// # Errors
-    /// As [`Session::end`].
+    /// The errors of [`Session::end`].
     pub(crate) fn end(self, stop: &Stop) -> Result<()> {
         self.session.end(stop)
     }
@@ -56,13 +55,13 @@ impl Writing {
 }
 
 impl Data {
-    /// Begins to write. The order matters: a collector that does not see the session has condemned
-    /// its packs before, so they are known here. Restore points have to be listed afterwards if one
-    /// is to be a parent.
+    /// Begins to write. The order matters: a collector that does not see the session condemned its
+    /// packs before, so this call reads them. The caller must list restore points afterwards, if
+    /// one may become a parent.
     ///
     /// # Errors
-    /// As [`Data::refresh`]; [`PackError::NoTimes`] if the store does not say when objects were
-    /// written.
+    /// The errors of [`Data::refresh`]; [`PackError::NoTimes`] if the store does not report when
+    /// objects were written.
     pub(crate) fn begin_writing(&self, host: &str, stop: &Stop) -> Result<Writing> {
         let shared = &self.shared;
         let session = Session::begin(&shared.objects, &shared.sealer, host, Kind::Writer, stop)?;
@@ -94,13 +93,13 @@ impl Data {
         Ok(condemned)
     }
 
-    /// Makes sure that a restore point with these needs may be committed. [`Data::flush`] has to
-    /// precede, and the commit has to follow at once. `parent` is the time of the object of the
-    /// parent restore point, by the clock of the store, or the newest of several.
+    /// Checks that a restore point that needs this data may be committed. Call [`Data::flush`]
+    /// before it, and commit at once afterwards. `parent` is the time of the parent's object, by
+    /// the clock of the store; of several parents, the newest time.
     ///
     /// # Errors
-    /// [`PackError::SessionLost`] if collectors may have taken this writer for dead;
-    /// [`PackError::Damaged`] if a block is nowhere. Others if the store fails.
+    /// [`PackError::SessionLost`] if the session has ended; [`PackError::Damaged`] if a block is
+    /// missing. Others if the store fails.
     pub(crate) fn check_before_commit(
         &self,
         writing: &Writing,
@@ -152,7 +151,7 @@ impl Data {
     }
 }
 
-/// Stores blocks again that are in condemned packs only.
+/// Stores those blocks again that are only in condemned packs.
 pub(super) struct Rescue<'a> {
     pub(super) data: &'a Data,
     pub(super) blocks: &'a Blocks,

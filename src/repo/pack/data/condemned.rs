@@ -17,7 +17,7 @@ use crate::model::stop::Stop;
 use crate::repo::pack::objects::{ListedObject, ObjectName, ObjectStore};
 use crate::repo::pack_error::{PackError, Result};
 
-/// Where condemned packs are named.
+/// The prefix of the names of the records of condemned packs.
 pub(super) const CONDEMNED: &str = "condemned/";
 
 /// The most packs that one record names.
@@ -85,7 +85,7 @@ fn read_one(
     }))
 }
 
-/// The time of the mark and the packs of a record. `None` if it has gone.
+/// The time of the mark and the packs of a record; `None` if the record no longer exists.
 ///
 /// # Errors
 /// The store fails, or the record is damaged.
@@ -147,7 +147,7 @@ pub(super) fn parse(bytes: &[u8]) -> std::result::Result<(Timestamp, Vec<PackId>
     let mut bytes = Bytes::new(bytes);
     match bytes.u8() {
         Some(FORMAT) => {}
-        Some(_) => return Err("this vmsnap does not know its format; a newer one may"),
+        Some(_) => return Err("this version of vmsnap does not know its format; a newer version may"),
         None => return Err("it is empty"),
     }
     let (seconds, count) = bytes.u64().zip(bytes.u32()).ok_or("it is too short")?;

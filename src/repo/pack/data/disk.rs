@@ -22,7 +22,7 @@ const BLOCKS: usize = 16 << 20;
 /// again.
 const GLANCE: Duration = Duration::from_millis(100);
 
-/// A disk.
+/// A disk of a pack repository, with random access.
 #[derive(Debug)]
 pub(super) struct PackDisk {
     tree: Arc<Tree>,
@@ -75,7 +75,7 @@ pub(super) struct InBlock {
     pub(super) id: BlockId,
     /// Its start in the plain bytes.
     pub(super) at: u64,
-    /// The number of plain bytes that the block needs at least.
+    /// The least number of plain bytes that the block must have.
     pub(super) least: u64,
 }
 
@@ -122,10 +122,10 @@ impl PackDisk {
     }
 
     /// Counts the runs (clusters that lie one after another in a block) that store `count` clusters
-    /// of the disk from `first` on. They must lie in one leaf. What is in no run reads as zero.
+    /// of the disk from `first` on. They must lie in one leaf. Clusters in no run read as zero.
     ///
     /// # Errors
-    /// As [`PackDisk::piece_at`].
+    /// The errors of [`PackDisk::piece_at`].
     pub(super) fn count_runs(&self, first: u64, count: u64) -> Result<usize> {
         let number = first / LEAF_CLUSTERS;
         if first * CLUSTER >= self.tree.size() {
@@ -244,7 +244,8 @@ pub(super) fn piece_of(leaf: &Leaf, offset: u64, size: u64) -> Piece {
     }
 }
 
-/// Copies bytes of a block. After its end they are zero: the last cluster of a disk may be short.
+/// Copies bytes of a block. Bytes after its end are zero, because the last cluster of a disk may be
+/// short.
 pub(super) fn copy(block: &[u8], at: u64, out: &mut [u8]) {
     let rest = block.get(at as usize..).unwrap_or(&[]);
     let length = rest.len().min(out.len());

@@ -17,7 +17,7 @@ use crate::repo::pack::objects::ObjectName;
 /// The clusters of the largest block.
 const BLOCK_CLUSTERS: u64 = 16;
 
-/// A root, a branch and a leaf of a disk's map.
+/// Parses the bytes as a root, a branch and a leaf of a disk's map.
 pub(crate) fn pages(bytes: &[u8]) {
     if let Ok((size, ids)) = parse_root(bytes) {
         assert_eq!(encode_root(size, &ids), bytes);
@@ -34,7 +34,7 @@ pub(crate) fn pages(bytes: &[u8]) {
     }
 }
 
-/// The table and the trailer of a pack, and an index object.
+/// Parses the bytes as the table and the trailer of a pack, and as an index object.
 pub(crate) fn tables(bytes: &[u8]) {
     if let Ok(entries) = parse_table(bytes, LARGEST_PAGE) {
         assert_eq!(encode_table(&entries), bytes);
@@ -54,7 +54,7 @@ pub(crate) fn tables(bytes: &[u8]) {
     }
 }
 
-/// A record of condemned packs, and one of a session.
+/// Parses the bytes as a record of condemned packs, and as a record of a session.
 pub(crate) fn sessions(bytes: &[u8]) {
     if let Ok((marked, packs)) = condemned::parse(bytes) {
         assert_eq!(condemned::encode(marked, &packs), bytes);
@@ -62,8 +62,8 @@ pub(crate) fn sessions(bytes: &[u8]) {
     session::parse_for_fuzzing(bytes);
 }
 
-/// The stored form of a block and of a record, without a cipher. The first byte gives the length
-/// that is expected.
+/// Parses the bytes as the stored form of a block, and of a record, without encryption. The first
+/// byte gives the expected length.
 pub(crate) fn sealed(bytes: &[u8]) {
     let [length, stored @ ..] = bytes else { return };
     let (Some(key), Some(name)) = (MasterKey::from_hex(&"07".repeat(32)), ObjectName::new("index/0")) else {
@@ -83,7 +83,7 @@ pub(crate) fn sealed(bytes: &[u8]) {
     assert!(sealer.open_record(&name, stored.to_vec(), length).is_err());
 }
 
-/// Bytes that each parser accepts, to be changed.
+/// Bytes that the parsers accept, which the fuzzer changes.
 #[cfg(test)]
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     use super::id::PackId;

@@ -6,10 +6,10 @@ use std::io;
 use crate::repo::pack::keys::random;
 use crate::repo::pack::objects::ObjectName;
 
-/// Where packs are.
+/// The prefix of the names of packs.
 pub(crate) const PACKS: &str = "packs/";
 
-/// Where index objects are.
+/// The prefix of the names of index objects.
 pub(super) const INDEX: &str = "index/";
 
 /// The id of a block: the keyed BLAKE3 of its plain bytes.
@@ -85,7 +85,7 @@ impl PackId {
         object_name(&self.text())
     }
 
-    /// The id of the pack with this name; `None` if it is the name of no pack.
+    /// The id of the pack with this name; `None` if the name is not that of a pack.
     pub(super) fn of_name(name: &ObjectName) -> Option<PackId> {
         let (folder, digits) = name.as_str().strip_prefix(PACKS)?.split_once('/')?;
         let mut bytes = [0; 16];
@@ -118,7 +118,7 @@ pub(super) fn random_digits() -> io::Result<String> {
     Ok(hex(&bytes))
 }
 
-/// A name that this program makes.
+/// Makes an object name from a text that this program composed.
 pub(super) fn object_name(text: &str) -> io::Result<ObjectName> {
     ObjectName::new(text).ok_or_else(|| io::Error::other("a name is invalid"))
 }

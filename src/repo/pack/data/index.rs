@@ -53,7 +53,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Opens the index. [`Index::refresh`] has to follow.
+    /// Opens the index. The caller must call [`Index::refresh`] next.
     ///
     /// # Errors
     /// There is no place for the cache.
@@ -161,8 +161,8 @@ impl Index {
         Ok(places)
     }
 
-    /// Notes a block that is in a pack of this process. Returns false, and notes nothing, if one
-    /// with the same id is already noted.
+    /// Notes a block that is in a pack of this process. Returns false, and notes nothing, if a
+    /// block with the same id is already noted.
     pub(super) fn note(&self, id: BlockId, place: Place) -> bool {
         let mut recent = self.recent();
         let is_new = !recent.contains_key(&id);
@@ -200,10 +200,10 @@ impl Index {
         Ok(())
     }
 
-    /// Where a block is that must exist. If the index does not have it, the index is read anew.
+    /// Where a block is that must exist. If the index lacks the block, the index is read anew.
     ///
     /// # Errors
-    /// As [`Index::read_anew`].
+    /// The errors of [`Index::read_anew`].
     pub(super) fn find_needed(&self, id: &BlockId, stop: &Stop) -> Result<Option<Place>> {
         match self.find(id) {
             Ok(Some(place)) => return Ok(Some(place)),
@@ -256,7 +256,8 @@ impl Index {
         damaged.iter().cloned().collect()
     }
 
-    /// Brings the cache up to date with the index objects. Damaged ones are noted and passed over.
+    /// Brings the cache up to date with the index objects. Damaged index objects are noted and
+    /// skipped.
     ///
     /// # Errors
     /// The store fails, or the cache cannot be written.

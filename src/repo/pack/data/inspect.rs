@@ -35,7 +35,7 @@ use report::{Fault, Faults};
 /// How often everything is looked at, at most.
 const MOST_LOOKS: u32 = 4;
 
-/// What a restore point needs, with the names of its parts.
+/// The data that a restore point needs, with the names of its disks and files.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
     pub(crate) domain: String,
@@ -52,11 +52,12 @@ pub(crate) type Subjects<'a> = &'a mut dyn FnMut(&Stop) -> Result<Vec<Subject>>;
 impl Data {
     /// Checks the repository as a whole. With `deep`, every pack is read from end to end.
     ///
-    /// It reads the whole index into a temporary file, because it believes no local file. Memory:
-    /// for each pack about 200 bytes, for each page of a map about 40, and for damage.
+    /// The whole index is read into a temporary file, because the local cache is not trusted.
+    /// Memory: about 200 bytes for each pack, about 40 bytes for each page of a map, and some for
+    /// damage.
     ///
     /// # Errors
-    /// The store fails, or its list is not complete. Damage is no error.
+    /// The store fails, or its list is not complete. Damage is not an error.
     pub(crate) fn inspect(&self, subjects: Subjects<'_>, deep: bool, stop: &Stop) -> Result<RepositoryCheck> {
         let data = self.with_private_cache(stop)?;
         Inspector { data: &data, stop }.run(subjects, deep)

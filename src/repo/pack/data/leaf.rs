@@ -27,7 +27,7 @@ impl Run {
         self.first + self.count
     }
 
-    /// The number of plain bytes that its block needs: the last cluster may be shorter.
+    /// The least number of plain bytes that its block must have; the last cluster may be shorter.
     pub(super) fn least_plain(&self) -> u64 {
         (u64::from(self.offset) + u64::from(self.count) - 1) * CLUSTER + 1
     }
@@ -118,7 +118,7 @@ pub(super) struct LeafDraft {
 }
 
 impl LeafDraft {
-    /// A leaf as it was, or an empty one.
+    /// A draft of an existing leaf, or of an empty one.
     pub(super) fn new(leaf: Option<&Leaf>) -> LeafDraft {
         let mut draft = LeafDraft {
             ids: Vec::new(),
@@ -134,7 +134,7 @@ impl LeafDraft {
         draft
     }
 
-    /// Says that clusters of the leaf are stored in a block.
+    /// Records that clusters of the leaf are stored in a block.
     pub(super) fn set(&mut self, first: usize, count: u16, id: BlockId, offset: u16) {
         let next = self.ids.len() as u16;
         let number = *self.numbers.entry(id).or_insert_with(|| {
@@ -147,7 +147,7 @@ impl LeafDraft {
         }
     }
 
-    /// Says that clusters of the leaf read as zero.
+    /// Records that clusters of the leaf read as zero.
     pub(super) fn clear(&mut self, first: usize, count: usize) {
         let slots = self.slots.iter_mut().skip(first).take(count);
         slots.for_each(|slot| *slot = None);

@@ -10,7 +10,7 @@ use crate::model::stop::Stop;
 use crate::repo::pack::objects::{ListedObject, ObjectError, ObjectErrorKind, ObjectResult, ObjectStore};
 use crate::repo::pack_error::Result;
 
-/// All objects whose names begin with `prefix`. Foreign names are passed over.
+/// All objects whose names begin with `prefix`. Foreign names are skipped.
 ///
 /// # Errors
 /// The store fails, or its pages do not end.
@@ -23,7 +23,7 @@ pub(super) fn list(objects: &dyn ObjectStore, prefix: &str, stop: &Stop) -> Obje
 /// Visits all objects whose names begin with `prefix`.
 ///
 /// # Errors
-/// As [`list`].
+/// The errors of [`list`].
 pub(super) fn each(
     objects: &dyn ObjectStore,
     prefix: &str,
@@ -37,17 +37,17 @@ pub(super) fn each(
     })
 }
 
-/// What a list has.
+/// An entry of a list.
 pub(super) enum Listed {
     Object(ListedObject),
-    /// A name that no version of vmsnap gives.
+    /// A name that no version of vmsnap uses.
     Foreign(String),
 }
 
 /// Visits all objects whose names begin with `prefix`, also those with foreign names.
 ///
 /// # Errors
-/// As [`list`].
+/// The errors of [`list`].
 pub(super) fn each_name(
     objects: &dyn ObjectStore,
     prefix: &str,
@@ -102,7 +102,7 @@ impl PackList {
         }
     }
 
-    /// Whether it is known if this pack exists.
+    /// Whether the list knows if this pack exists.
     pub(super) fn knows(&self, pack: PackId) -> bool {
         self.0.contains_key(&pack)
     }
@@ -117,7 +117,7 @@ impl PackList {
         self.0.get(&pack).copied().unwrap_or(0)
     }
 
-    /// Adds what is known about a pack: its size, or 0 if it does not exist.
+    /// Records the size of a pack in bytes; 0 if it does not exist.
     pub(super) fn add(&mut self, pack: PackId, size: u64) {
         self.0.insert(pack, size);
     }

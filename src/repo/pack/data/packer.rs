@@ -37,7 +37,8 @@ const STEP: Duration = Duration::from_millis(50);
 /// The longest wait for uploads when the work ends early.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// What a pack holds. Pages lie together, so that a map can be read with few requests.
+/// The kind of blocks in a pack. Pages are packed together, so that a map can be read with few
+/// requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shelf {
     Data,
@@ -110,8 +111,8 @@ impl Packer {
         }))
     }
 
-    /// Adds a sealed block of `plain` bytes. Waits while too many packs are on their way. Returns
-    /// false if this process has stored the same block already.
+    /// Adds a sealed block of `plain` bytes. Waits while too many packs are being uploaded. Returns
+    /// false if this process has already stored the same block.
     ///
     /// # Errors
     /// An upload has failed, or a stop was requested.
@@ -151,8 +152,8 @@ impl Packer {
         }
     }
 
-    /// Uploads what is collected, and writes its index object. Afterwards every block that was
-    /// added before is stored.
+    /// Uploads all collected blocks, and writes the index object. Afterwards every block that was
+    /// added before the call is stored.
     ///
     /// # Errors
     /// An upload has failed, or a stop was requested.

@@ -4,22 +4,22 @@ use super::bytes::Bytes;
 use super::id::BlockId;
 use crate::model::block::CLUSTER;
 
-/// The clusters of one leaf.
+/// The number of clusters of one leaf.
 pub(super) const LEAF_CLUSTERS: u64 = 2048;
 
 /// The range of the disk of one leaf, in bytes.
 pub(super) const LEAF_SPAN: u64 = LEAF_CLUSTERS * CLUSTER;
 
-/// The leaves of one branch.
+/// The number of leaves of one branch.
 pub(super) const BRANCH_LEAVES: u64 = 256;
 
 /// The range of the disk of one branch, in bytes.
 pub(super) const BRANCH_SPAN: u64 = BRANCH_LEAVES * LEAF_SPAN;
 
-/// The largest page in bytes. Pages are blocks, also where other blocks are smaller.
+/// The largest page in bytes. It may be larger than the repository's largest block of data.
 pub(super) const LARGEST_PAGE: usize = 128 << 10;
 
-/// The most branches of a root.
+/// The largest number of branches of a root.
 pub(super) const MOST_BRANCHES: usize = 4000;
 
 /// The largest disk in bytes.
@@ -40,7 +40,7 @@ pub(super) const LONG: &str = "it is too long";
 /// Ids of pages; `None` where the range reads as zero.
 pub(super) type PageIds = Vec<Option<BlockId>>;
 
-/// Encodes a branch: the ids of its leaves, without the last ones that are missing.
+/// Encodes a branch: the ids of its leaves, without missing ones at the end.
 pub(super) fn encode_branch(ids: &PageIds) -> Vec<u8> {
     let mut bytes = vec![FORMAT, BRANCH];
     let ids = trimmed(ids);
@@ -101,7 +101,7 @@ pub(super) fn head(bytes: &[u8], kind: u8) -> Result<Bytes<'_>, &'static str> {
     match (bytes.u8(), bytes.u8()) {
         (Some(FORMAT), Some(found)) if found == kind => Ok(bytes),
         (Some(FORMAT), Some(_)) => Err("it is another kind of page"),
-        (Some(_), Some(_)) => Err("this vmsnap does not know its format; a newer one may"),
+        (Some(_), Some(_)) => Err("this version of vmsnap does not know its format; a newer version may"),
         _ => Err(SHORT),
     }
 }

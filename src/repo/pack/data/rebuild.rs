@@ -30,9 +30,9 @@ const MOST_BLOCKS: usize = 200_000;
 /// How to rebuild the index.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RebuildOptions<'a> {
-    /// The name of this host, for people who wait for its session.
+    /// The name of this host, which other hosts show while they wait for its session.
     pub(crate) host: &'a str,
-    /// Whether only to find out what would be done. Nothing is put, not even a session.
+    /// Whether to only find out what would be done. Nothing is written, not even a session object.
     pub(crate) dry_run: bool,
     /// Whether to delete damaged index objects.
     pub(crate) delete_damaged: bool,
@@ -41,11 +41,11 @@ pub(crate) struct RebuildOptions<'a> {
 /// Why an index object cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IndexFault {
-    /// Its seal is wrong: it may be deleted after its packs are listed in others.
+    /// Its seal is invalid. The object may be deleted after its packs are listed in others.
     Seal,
-    /// Its seal is right, but its content is unknown: a newer vmsnap may have written it.
+    /// Its seal is valid, but its format is unknown: a newer version of vmsnap may have written it.
     Format,
-    /// No index object of vmsnap has such a name.
+    /// Its name is not one that vmsnap uses for index objects.
     Name,
 }
 
@@ -54,38 +54,38 @@ pub enum IndexFault {
 pub struct DamagedIndex {
     /// Its name.
     pub name: String,
-    /// The kind of what is wrong.
+    /// The kind of fault.
     pub fault: IndexFault,
-    /// What is wrong.
+    /// A description of the fault.
     pub why: String,
-    /// Whether it was deleted, or in a dry run would be.
+    /// Whether it was deleted; in a dry run, whether it would be.
     pub is_deleted: bool,
 }
 
-/// What was done about the index, or in a dry run would be.
+/// The result of rebuilding the index; of a dry run, the expected result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RebuildReport {
     /// All packs.
     pub all: Amount,
-    /// Those that are in the index again.
+    /// The packs that were added to the index.
     pub listed: Amount,
-    /// Those that no index object lists and that are damaged, with the reason.
+    /// The damaged packs that no index object lists, each with the reason.
     pub unsound: Vec<(String, String)>,
     /// Index objects that cannot be used.
     pub damaged: Vec<DamagedIndex>,
-    /// Whether damaged index objects were to be deleted and stay because packs are in no readable
-    /// one.
+    /// Whether damaged index objects were not deleted as requested, because no readable one lists
+    /// some of the packs.
     pub is_held_back: bool,
 }
 
 impl Data {
-    /// Lists packs in the index again.
+    /// Adds missing packs to the index.
     ///
-    /// It reads the whole index into a temporary file, because it believes no local file.
+    /// The whole index is read into a temporary file, because the local cache is not trusted.
     ///
     /// # Errors
     /// [`PackError::Collecting`] if a collector is at work; others if the store fails. A later call
-    /// does the rest.
+    /// continues.
     pub(crate) fn rebuild_index(&self, options: &RebuildOptions<'_>, stop: &Stop) -> Result<RebuildReport> {
         let data = self.with_private_cache(stop)?;
         let shared = &data.shared;

@@ -24,7 +24,7 @@ const STEP: Duration = Duration::from_millis(50);
 /// The slowest connection for which large objects still arrive in time, in bytes per second.
 const SLOWEST: u64 = 64 * 1024;
 
-/// The limit for one call about this many bytes.
+/// The time limit for one call that transfers this number of bytes.
 pub(super) fn limit(bytes: u64, stop: &Stop) -> WaitLimit {
     WaitLimit {
         deadline: SMALL + Duration::from_secs(bytes / SLOWEST),
@@ -32,10 +32,10 @@ pub(super) fn limit(bytes: u64, stop: &Stop) -> WaitLimit {
     }
 }
 
-/// Calls until there is an answer, or a failure that another call would not change.
+/// Repeats the call until it succeeds, or fails in a way that a repetition would not change.
 ///
 /// # Errors
-/// Those of the last call.
+/// The error of the last call.
 pub(super) fn retry<T>(stop: &Stop, mut call: impl FnMut() -> ObjectResult<T>) -> ObjectResult<T> {
     let started = Instant::now();
     let mut wait = FIRST_WAIT;

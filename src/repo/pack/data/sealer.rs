@@ -35,7 +35,7 @@ const RECORD_LEVEL: i32 = 3;
 /// The largest record, in plain bytes.
 pub(super) const LARGEST_RECORD: usize = 64 << 20;
 
-/// The most bytes that a sealed block or record is longer than its plain bytes.
+/// The largest number of bytes by which sealing makes a block or record longer.
 pub(super) const OVERHEAD: usize = NONCE + TAG + OPEN_TAG + 8;
 
 /// Gives nonces.
@@ -62,7 +62,7 @@ impl Sealer {
         Sealer::with_nonces(key, cipher, random)
     }
 
-    /// The same with nonces from elsewhere, for tests of the format.
+    /// Creates a sealer with given nonces, for tests of the format.
     pub(super) fn with_nonces(key: &MasterKey, cipher: Cipher, nonces: Nonces) -> Sealer {
         let cipher = match cipher {
             Cipher::XChaCha20Poly1305 => Some(XChaCha20Poly1305::new((&*key.encryption()).into())),
@@ -81,7 +81,7 @@ impl Sealer {
         BlockId::new(*blake3::keyed_hash(&self.ids, bytes).as_bytes())
     }
 
-    /// A short tag that proves that this repository's key made these bytes on this machine.
+    /// A short tag that only an owner of this repository's key can make for these bytes.
     pub(super) fn short_tag(&self, bytes: &[u8]) -> [u8; 8] {
         let mut hasher = blake3::Hasher::new_keyed(&self.seals);
         hasher.update(b"cache ").update(bytes);
@@ -103,10 +103,10 @@ impl Sealer {
         self.seal_block_in(Vec::new(), id, bytes, zstd)
     }
 
-    /// The same in a buffer with any content.
+    /// Seals the block with this id into a buffer, whose content is replaced.
     ///
     /// # Errors
-    /// As [`Sealer::seal_block`].
+    /// The errors of [`Sealer::seal_block`].
     pub(super) fn seal_block_in(
         &self,
         mut sealed: Vec<u8>,
@@ -196,7 +196,7 @@ impl Sealer {
     /// Opens the record in the object with this name, of at most `most` plain bytes.
     ///
     /// # Errors
-    /// The reason why the bytes are no record of that object.
+    /// The reason why the bytes are not a record of that object.
     pub(super) fn open_record(
         &self,
         name: &ObjectName,
@@ -223,7 +223,7 @@ impl Sealer {
         }
     }
 
-    /// Opens a payload as if its tag was right, without encryption.
+    /// Opens an unencrypted payload as if its tag were right, for the fuzz targets.
     pub(super) fn open_forged_record(&self, name: &ObjectName, payload: &[u8], most: usize) {
         let tag = self.open_tag(&record_context(name), payload);
         let record = self.open_record(name, [&tag[..], payload].concat(), most);
@@ -283,7 +283,7 @@ fn record_context(name: &ObjectName) -> String {
 /// The compressor of a level; `None` if nothing is to be compressed.
 ///
 /// # Errors
-/// There is too little memory.
+/// There is not enough memory.
 pub(super) fn compressor(compression: Compression) -> io::Result<Option<Compressor<'static>>> {
     match compression {
         Compression::None => Ok(None),

@@ -21,7 +21,7 @@ use crate::model::stop::{Stop, StopReason};
 use crate::repo::pack::objects::{ListedObject, ObjectName, ObjectStore, list_all};
 use crate::repo::pack_error::{PackError, Result};
 
-/// Where sessions are.
+/// The prefix of the names of sessions.
 pub(super) const SESSIONS: &str = "sessions/";
 
 /// How the id of a collector's session begins.
@@ -36,15 +36,16 @@ const RENEWAL: Duration = Duration::from_secs(6 * 60 * 60);
 /// When a renewal that failed is tried again.
 const NEXT_TRY: Duration = Duration::from_secs(10 * 60);
 
-/// A session whose newest object is older has ended: its host has crashed.
+/// The age of its newest object after which a session has ended, because its host must have
+/// crashed.
 pub(super) const END: SignedDuration = SignedDuration::from_hours(3 * 24);
 
 /// A session that was not renewed for this long is lost to its own process. The difference to
 /// [`END`] is the time for a commit.
 const LOST: SignedDuration = SignedDuration::from_hours(2 * 24);
 
-/// Times of the store that are closer than this have no order: a put takes time, and a store may
-/// consist of several machines.
+/// The margin for comparing times of the store. Times that are closer have no known order, because
+/// a put takes time, and a store may consist of several machines.
 pub(super) const MARGIN: SignedDuration = SignedDuration::from_hours(1);
 
 /// The largest record in bytes.
@@ -55,7 +56,7 @@ const MOST_OBJECTS: usize = 100_000;
 
 const FORMAT: u64 = 1;
 
-/// The content of `sessions/ID`, for people.
+/// The content of `sessions/ID`, for messages.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
@@ -69,7 +70,7 @@ pub(super) fn parse_for_fuzzing(bytes: &[u8]) {
     let _ = serde_json::from_slice::<Record>(bytes);
 }
 
-/// Who has a session.
+/// The kind of process that has a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Writer,
@@ -77,10 +78,11 @@ pub(super) enum Kind {
     Rebuilder,
 }
 
-/// A session of this process. A thread renews it. It protects what is written until it is ended.
+/// A session of this process, which a thread renews. Until it ends, the session protects the data
+/// that the process writes.
 ///
-/// Without [`Session::end`], the objects stay, and collectors wait for days: a put that seems to
-/// have failed may still take effect.
+/// Without [`Session::end`], its objects stay, and collectors wait for days, because a put that
+/// seems to have failed may still take effect.
 pub(crate) struct Session {
     shared: Arc<Shared>,
     renewer: Option<JoinHandle<()>>,
@@ -106,7 +108,8 @@ struct State {
 }
 
 impl Session {
-    /// Begins a session: puts its object. Afterwards condemned packs and the index may be read.
+    /// Begins a session by writing its object. Condemned packs and the index may be read only
+    /// afterwards.
     ///
     /// # Errors
     /// The store fails, or no thread can be started.
@@ -169,12 +172,12 @@ impl Session {
         self.shared.renew(stop)
     }
 
-    /// Ends the session, after the commit or when there will be none. Where deleting is refused, it
-    /// ends by its age.
+    /// Ends the session, after the commit or if there will be no commit. If the store refuses to
+    /// delete, the session ends later by its age.
     ///
     /// # Errors
     /// [`PackError::SessionLost`] as for [`Session::renew`]: a restore point that was committed
-    /// just now may lack data. Others if the store fails; a commit is not concerned then.
+    /// just now may lack data. Others if the store fails, which does not affect the commit.
     pub(crate) fn end(mut self, stop: &Stop) -> Result<()> {
         self.stop_renewing();
         // Only the times of the store tell whether this process has slept for days.
@@ -356,7 +359,7 @@ fn object_name(id: &str, number: Option<u64>) -> Result<ObjectName> {
 #[derive(Clone, Debug)]
 pub(super) struct SeenSession {
     pub(super) id: String,
-    /// When it began. The first of all times if its first object is missing.
+    /// When it began; the earliest possible time if its first object is missing.
     pub(super) began: Timestamp,
     /// When it was renewed last.
     pub(super) renewed: Timestamp,
@@ -365,17 +368,17 @@ pub(super) struct SeenSession {
 }
 
 impl SeenSession {
-    /// Whether it is that of a collector.
+    /// Whether the session belongs to a collector.
     pub(super) fn is_collector(&self) -> bool {
         self.id.starts_with(COLLECTOR)
     }
 
-    /// Whether it is that of a process that rebuilds the index.
+    /// Whether the session belongs to a process that rebuilds the index.
     pub(super) fn is_rebuilder(&self) -> bool {
         self.id.starts_with(REBUILDER)
     }
 
-    /// Whether its first object is there, so that the beginning is known.
+    /// Whether its first object exists, so that its beginning is known.
     pub(super) fn has_beginning(&self) -> bool {
         self.began > Timestamp::MIN
     }
@@ -392,14 +395,14 @@ pub(super) fn digits_of(id: &str) -> &str {
 pub(super) struct SeenSessions {
     /// The time of the moment, by the clock of the store.
     pub(super) now: Timestamp,
-    /// Those of other processes that have not ended.
+    /// The sessions of other processes that have not ended.
     pub(super) live: Vec<SeenSession>,
-    /// Those whose processes must have died.
+    /// The sessions whose processes must have died.
     pub(super) ended: Vec<SeenSession>,
 }
 
 impl SeenSessions {
-    /// Lists the sessions. `own` is one that has just begun.
+    /// Lists the sessions. `own` is the session of the caller, which has just begun.
     ///
     /// # Errors
     /// The store fails, does not list the own session, or gives no times.
@@ -455,7 +458,7 @@ pub(super) fn group(listed: Vec<ListedObject>) -> Option<BTreeMap<String, SeenSe
     Some(all)
 }
 
-/// The host and the process of a session, for people.
+/// The host and the process of a session, for messages.
 pub(super) fn describe(
     objects: &Arc<dyn ObjectStore>,
     sealer: &Sealer,

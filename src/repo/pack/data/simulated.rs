@@ -25,7 +25,7 @@ const BLOCK: u32 = 1 << 20;
 /// The number of blocks in a pack.
 const OF_PACK: u64 = 16;
 
-/// A repository in a folder, with its cache in another one.
+/// A simulated repository in a folder, with its cache in another folder.
 #[derive(Clone, Copy, Debug)]
 pub struct SimulatedMap<'a> {
     /// The folder of the repository.

@@ -42,10 +42,10 @@ const MOST_WORKERS: usize = 8;
 /// Windows that may wait in addition to one for each worker.
 const WAITING: usize = 4;
 
-/// Spare buffers of a sink: for as many windows as can wait, and their sealed forms.
+/// The number of spare buffers of a sink: for all windows that can wait, and their sealed forms.
 pub(super) const SPARE: usize = 2 * (MOST_WORKERS + WAITING);
 
-/// What a sink needs of its repository.
+/// The parts of a repository that a sink needs.
 pub(super) struct SinkContext {
     pub(super) sealer: Arc<Sealer>,
     pub(super) packer: Arc<Packer>,

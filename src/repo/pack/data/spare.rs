@@ -10,7 +10,7 @@ pub(super) struct Spare {
 }
 
 impl Spare {
-    /// Keeps at most this number of buffers.
+    /// Creates a collection that keeps at most `most` buffers.
     pub(super) fn new(most: usize) -> Spare {
         Spare {
             most,

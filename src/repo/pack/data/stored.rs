@@ -11,10 +11,10 @@ use crate::repo::pack::objects::ObjectErrorKind;
 /// How much is read at a time to check a digest, in bytes.
 const PART: u64 = 8 << 20;
 
-/// What was found under the name of a pack.
+/// The result of reading a pack by its name.
 pub(super) enum Found<T> {
     Sound(T),
-    /// It is damaged, or no pack, for this reason.
+    /// It is damaged or is not a pack, for this reason.
     Unsound(&'static str),
     /// It does not exist.
     Gone,

@@ -16,7 +16,7 @@ pub(super) const TRAILER: usize = 48;
 /// The length of an entry of a table in bytes.
 const ENTRY: usize = 40;
 
-/// The most blocks of one pack.
+/// The largest number of blocks in one pack.
 pub(super) const MOST_BLOCKS: usize = 16 * 1024;
 
 /// The number of packs after which a writer writes an index record.
@@ -90,7 +90,7 @@ pub(super) fn parse_table(bytes: &[u8], largest: usize) -> Result<Vec<Entry>, &'
 fn check_format(format: Option<u8>) -> Result<(), &'static str> {
     match format {
         Some(FORMAT) => Ok(()),
-        Some(_) => Err("this vmsnap does not know its format; a newer one may"),
+        Some(_) => Err("this version of vmsnap does not know its format; a newer version may"),
         None => Err("it is empty"),
     }
 }
@@ -170,7 +170,7 @@ pub(super) fn parse_index(bytes: &[u8], largest: usize) -> Result<Vec<PackEntry>
     }
 }
 
-/// The part of an object that [`parse_trailer`] finds the table in.
+/// The end of a pack, which locates its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Trailer {
     pub(super) table_length: u32,
@@ -186,10 +186,10 @@ pub(super) fn parse_trailer(bytes: &[u8]) -> Result<Trailer, &'static str> {
     const SHORT: &str = "its trailer is too short";
     let mut bytes = Bytes::new(bytes);
     if bytes.array() != Some(MAGIC) {
-        return Err("it has no trailer: it is cut off, or no pack");
+        return Err("it has no trailer: it was cut off, or is not a pack");
     }
     if bytes.u32() != Some(u32::from(FORMAT)) {
-        return Err("this vmsnap does not know its format; a newer one may");
+        return Err("this version of vmsnap does not know its format; a newer version may");
     }
     let table_length = bytes.u32().ok_or(SHORT)?;
     let digest = bytes.array().ok_or(SHORT)?;

@@ -30,7 +30,7 @@ pub(super) struct Tree {
     stop: Stop,
 }
 
-/// What a tree needs to know of its repository.
+/// The parts of a repository that a tree needs.
 #[derive(Clone)]
 pub(super) struct TreeContext {
     pub(super) blocks: Arc<Blocks>,
@@ -102,7 +102,7 @@ impl Tree {
     /// A leaf; `None` if all of it reads as zero.
     ///
     /// # Errors
-    /// As [`Tree::branch`].
+    /// The errors of [`Tree::branch`].
     pub(super) fn leaf(&self, number: u64) -> Result<Option<Arc<Leaf>>> {
         if let Some(leaf) = self.leaves.get(number) {
             return Ok(leaf);
@@ -132,7 +132,7 @@ impl Tree {
     /// Reads the leaf of an offset and those after it with few requests, unless it is in memory.
     ///
     /// # Errors
-    /// As [`Tree::branch`]. Damage of a leaf is reported when the leaf is used.
+    /// The errors of [`Tree::branch`]. Damage of a leaf is reported when the leaf is used.
     pub(super) fn read_ahead(&self, offset: u64) -> Result<()> {
         let first = offset / LEAF_SPAN;
         if self.leaves.get(first).is_some() {
@@ -164,7 +164,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The number of the first leaf from this one on whose branch is not all zero; the number of
+    /// The number of the first leaf, from `leaf` on, whose branch is not all zero; the number of
     /// leaves if there is none.
     pub(super) fn skip_zero_branches(&self, leaf: u64) -> u64 {
         let leaves = self.size.div_ceil(LEAF_SPAN);

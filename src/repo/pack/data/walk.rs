@@ -12,7 +12,7 @@ use crate::repo::pack_error::{PackError, Result};
 /// The number of leaves that are read at a time.
 const LEAVES: usize = 64;
 
-/// Learns what a disk needs.
+/// Receives the pages and blocks that a disk needs.
 pub(super) trait Visitor {
     /// A page, before it is read. If this returns false, the page and what is below it are skipped.
     ///

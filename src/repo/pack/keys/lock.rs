@@ -37,25 +37,26 @@ struct Text<'a> {
     key: &'a str,
 }
 
-/// Why an age file with the master key could not be unlocked.
+/// The reason why an age file with the master key could not be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeyFault {
-    /// The secret does not unlock the file.
+    /// The secret does not open the file.
     WrongSecret,
-    /// It is damaged, or something else; the text says why.
+    /// The file is damaged or is not a key of vmsnap; the text says why.
     Unusable(&'static str),
 }
 
-/// Who can open a key slot.
+/// The person who can open a key slot.
 #[derive(Clone, Copy, Debug)]
 pub enum SlotOwner<'a> {
-    /// Those who know a passphrase.
+    /// Anybody who knows a passphrase.
     Passphrase(&'a Passphrase),
     /// The owner of a private key.
     Recipient(&'a Recipient),
 }
 
-/// Locks the master key of a repository, whose id this is.
+/// Locks the master key of the repository with the id `repository` for an owner, and returns the
+/// age file.
 ///
 /// # Errors
 /// Encryption fails, for example because there is no memory.
@@ -89,7 +90,7 @@ fn text(key: &MasterKey, repository: &str) -> Zeroizing<String> {
     text
 }
 
-/// Whether a passphrase opens this file, rather than an identity; `None` if it is no age file.
+/// Whether a passphrase opens this file, rather than an identity; `None` if it is not an age file.
 pub(crate) fn is_for_passphrase(file: &[u8]) -> Option<bool> {
     let decryptor = Decryptor::new_buffered(ArmoredReader::new(file)).ok()?;
     Some(decryptor.is_scrypt())
@@ -101,7 +102,7 @@ pub(crate) fn is_for_passphrase(file: &[u8]) -> Option<bool> {
 /// The secret does not open it, or it is damaged.
 pub(crate) fn open(file: &[u8], secret: &Secret) -> Result<(MasterKey, String), KeyFault> {
     let decryptor = Decryptor::new_buffered(ArmoredReader::new(file))
-        .map_err(|_| KeyFault::Unusable("it is no age file"))?;
+        .map_err(|_| KeyFault::Unusable("it is not an age file"))?;
     let opened = match secret {
         Secret::Passphrase(passphrase) => {
             let mut identity = scrypt::Identity::new(passphrase.secret());
@@ -130,7 +131,7 @@ pub(crate) fn open(file: &[u8], secret: &Secret) -> Result<(MasterKey, String), 
 
 pub(super) fn parse(text: &[u8]) -> Result<(MasterKey, String), &'static str> {
     // The parser's message could repeat the key.
-    let text: Text = serde_json::from_slice(text).map_err(|_| "it holds no key of vmsnap")?;
+    let text: Text = serde_json::from_slice(text).map_err(|_| "it does not contain a key of vmsnap")?;
     if text.format != FORMAT {
         return Err("a newer vmsnap has written its key");
     }

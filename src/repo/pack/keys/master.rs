@@ -106,7 +106,7 @@ impl fmt::Debug for MasterKey {
 /// Fills a buffer with random bytes that nobody can predict.
 ///
 /// # Errors
-/// The system gives none.
+/// The system gives no random numbers.
 pub(crate) fn random(buffer: &mut [u8]) -> io::Result<()> {
     let mut filled = 0;
     while filled < buffer.len() {

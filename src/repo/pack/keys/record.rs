@@ -27,7 +27,8 @@ pub(in crate::repo::pack) fn sealed(record: &impl Serialize, key: &MasterKey) ->
     text.replacen(NO_SEAL, &key.seal(text.as_bytes()), 1)
 }
 
-/// Whether a record is unchanged since it was sealed with this key. `seal` is what it states.
+/// Whether a record is unchanged since it was sealed with this key. `seal` is the seal in the
+/// record.
 pub(in crate::repo::pack) fn is_genuine(text: &[u8], seal: &str, key: &MasterKey) -> bool {
     let Ok(text) = std::str::from_utf8(text) else {
         return false;

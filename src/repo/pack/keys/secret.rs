@@ -52,7 +52,7 @@ impl Passphrase {
         let text = text.strip_suffix('\n').unwrap_or(text);
         let text = text.strip_suffix('\r').unwrap_or(text);
         if text.contains(['\n', '\0']) {
-            return Err(invalid("a passphrase has one line"));
+            return Err(invalid("it has several lines, but a passphrase has only one"));
         }
         match text {
             "" => Err(invalid("it holds no passphrase")),
@@ -60,7 +60,7 @@ impl Passphrase {
         }
     }
 
-    /// Checks that it is long enough for a new key slot.
+    /// Checks that the passphrase is long enough for a new key slot.
     ///
     /// # Errors
     /// It has fewer than 8 characters.
@@ -110,7 +110,7 @@ impl IdentityFile {
             }
             // The parser's message could repeat the line.
             let identity = age::x25519::Identity::from_str(line);
-            let what = format!("line {} is no identity (AGE-SECRET-KEY-1…)", number + 1);
+            let what = format!("line {} is not an identity (AGE-SECRET-KEY-1…)", number + 1);
             found.push(identity.map_err(|_| invalid(what))?);
         }
         match found.is_empty() {
@@ -126,7 +126,7 @@ impl fmt::Debug for IdentityFile {
     }
 }
 
-/// A public key: who has its identity can open what is locked for it.
+/// A public key. The owner of its identity (private key) can open key slots that are locked for it.
 #[derive(Clone)]
 pub struct Recipient(pub(super) age::x25519::Recipient);
 
@@ -141,7 +141,7 @@ impl FromStr for Recipient {
             why,
         };
         if is_private {
-            return Err(invalid("it is a private key, which stays secret"));
+            return Err(invalid("it is a private key, which must stay secret"));
         }
         let parsed = age::x25519::Recipient::from_str(text);
         parsed
@@ -162,7 +162,7 @@ impl fmt::Debug for Recipient {
     }
 }
 
-/// What opens a key slot.
+/// A secret that opens a key slot.
 #[derive(Debug)]
 pub enum Secret {
     /// A passphrase.
@@ -172,7 +172,7 @@ pub enum Secret {
 }
 
 impl Secret {
-    /// Its name in messages.
+    /// The word for the secret in messages.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Secret::Passphrase(_) => "passphrase",

@@ -17,7 +17,7 @@ use crate::model::stop::Stop;
 use crate::repo::pack::objects::{ObjectErrorKind, ObjectName, ObjectStore, list_all, small};
 use crate::repo::pack_error::{PackError, Result};
 
-/// How the names of the objects of slots begin.
+/// The prefix of the names of the objects of slots.
 pub(crate) const SLOTS: &str = "keys/";
 
 /// The most slots of a repository.
@@ -32,7 +32,7 @@ const FORMAT: u64 = 1;
 /// The longest label, in characters.
 const LONGEST_LABEL: usize = 60;
 
-/// What opens a slot.
+/// The kind of secret that opens a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SlotKind {
@@ -43,7 +43,7 @@ pub enum SlotKind {
 }
 
 impl SlotKind {
-    /// The word of the kind, as in a record.
+    /// The word for the kind in a record.
     pub fn word(self) -> &'static str {
         match self {
             SlotKind::Passphrase => "passphrase",
@@ -78,10 +78,10 @@ struct Record {
 /// Whether a slot can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlotState {
-    /// Its record describes its age file. Whether the record is genuine is known only to those who
-    /// have the master key.
+    /// Its record matches its age file. Without the master key it is unknown whether the record is
+    /// genuine.
     Complete,
-    /// The seal of its record was checked, too.
+    /// Its record matches its age file, and the seal of the record is valid.
     Genuine,
     /// It has no record: its creation was interrupted.
     Unfinished,
@@ -94,7 +94,7 @@ pub enum SlotState {
 }
 
 impl SlotState {
-    /// The word of the state, for documents.
+    /// The word for the state in documents.
     pub fn word(&self) -> &'static str {
         match self {
             SlotState::Complete => "complete",
@@ -112,7 +112,7 @@ impl SlotState {
 pub struct KeySlot {
     /// Its id.
     pub id: String,
-    /// What opens it; `None` without a record.
+    /// The kind of secret that opens the slot; `None` without a record.
     pub kind: Option<SlotKind>,
     /// Its label; may be empty.
     pub label: String,
@@ -127,7 +127,7 @@ pub struct KeySlot {
 /// A key slot to add.
 #[derive(Debug)]
 pub struct NewSlot<'a> {
-    /// Who can open it.
+    /// The owner, who can open the slot.
     pub owner: SlotOwner<'a>,
     /// Its label; may be empty.
     pub label: &'a str,
@@ -135,7 +135,7 @@ pub struct NewSlot<'a> {
     pub now: Timestamp,
 }
 
-/// Writes a slot. Returns it as it can be read from now on.
+/// Writes a slot. Returns it as later readers see it.
 ///
 /// # Errors
 /// The label is invalid, or the store fails. Then the slot may be unfinished.
@@ -368,7 +368,7 @@ fn judge(
     }
 }
 
-/// Reads the age file of a slot; `None` if it has none, or one that is too large.
+/// Reads the age file of a slot; `None` if the file is missing or too large.
 ///
 /// # Errors
 /// The store fails.

@@ -9,7 +9,7 @@ pub struct BucketLocation {
     pub endpoint: Option<String>,
     /// The name of the bucket.
     pub bucket: String,
-    /// How the names of all objects begin: empty, or segments with a slash after each.
+    /// The prefix of the names of all objects: empty, or segments with a slash after each.
     pub prefix: String,
 }
 

@@ -11,7 +11,7 @@ const LONGEST: usize = 255;
 pub struct ObjectName(String);
 
 impl ObjectName {
-    /// Accepts a valid name.
+    /// Makes an object name from a text; `None` if the text is invalid.
     pub fn new(name: &str) -> Option<ObjectName> {
         let is_valid = name.len() <= LONGEST && name.split('/').all(is_segment);
         is_valid.then(|| ObjectName(name.to_owned()))

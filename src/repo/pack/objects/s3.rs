@@ -71,7 +71,7 @@ pub(crate) struct S3Objects {
 }
 
 impl S3Objects {
-    /// Prepares access to a bucket. The server is not asked yet.
+    /// Prepares access to a bucket, without a request to the server.
     ///
     /// # Errors
     /// There are no credentials, or they are invalid.
@@ -82,7 +82,7 @@ impl S3Objects {
     /// Opens a bucket with these variables instead of those of the environment.
     ///
     /// # Errors
-    /// As [`S3Objects::open`].
+    /// The errors of [`S3Objects::open`].
     #[cfg(feature = "testkit")]
     pub(crate) fn open_in(
         location: &BucketLocation,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::{ListPage, ObjectName, ObjectResult, ObjectStore, PutResult};
 use crate::model::stop::WaitLimit;
 
-/// Passes calls on, but never sends a condition, which some servers refuse. So this is only for
-/// names that are random.
+/// Passes calls on to another store, but never sends a condition, because some servers refuse
+/// conditions. It may be used only for random names.
 pub(crate) struct Unconditional(pub(crate) Arc<dyn ObjectStore>);
 
 impl ObjectStore for Unconditional {

@@ -10,8 +10,8 @@ use crate::repo::pack::data::stored::{Found, read_whole};
 use crate::repo::pack::data::table::PACKS_OF_RECORD;
 
 impl Collector<'_> {
-    /// Lists old packs in the index that are in no index object. Returns those that are damaged, or
-    /// no packs: they are useless. In a dry run, all are counted as useless.
+    /// Adds old packs that no index object lists to the index. Returns those that are useless,
+    /// because they are damaged or are not packs. In a dry run, all of them count as useless.
     ///
     /// # Errors
     /// The store fails.

@@ -100,7 +100,8 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Marks everything that the restore points need. A page that several share is read once.
+    /// Marks everything that the restore points need. A page that several of them share is read
+    /// once.
     ///
     /// # Errors
     /// [`PackError::Damaged`] if something that is needed is missing or damaged; others if the
@@ -159,7 +160,7 @@ impl Marks {
             .is_some_and(|number| self.pages.has(number))
     }
 
-    /// All packs in the index and those that are only condemned, with what is needed of them.
+    /// All packs that are in the index or condemned, with the amount of needed data in each.
     ///
     /// # Errors
     /// The cache cannot be read.

@@ -22,7 +22,7 @@ pub(super) struct PackUse {
     pub(super) is_condemned: bool,
 }
 
-/// What happens to a pack.
+/// The decision about a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// It stays.
@@ -39,10 +39,10 @@ pub(super) enum Fate {
     Delete,
 }
 
-/// What the decision depends on besides the pack.
+/// The facts, besides the pack, on which its fate depends.
 #[derive(Debug)]
 pub(super) struct Facts {
-    /// Packs that were written before are old enough.
+    /// Packs that were written before this time are old enough to be condemned.
     pub(super) old: Timestamp,
     /// The beginning of the oldest live session.
     pub(super) oldest_session: Option<Timestamp>,
@@ -60,7 +60,7 @@ impl Facts {
 }
 
 impl PackUse {
-    /// What happens to it.
+    /// Decides what happens to the pack.
     pub(super) fn fate(&self, facts: &Facts) -> Fate {
         let is_young = self.time.is_some_and(|time| facts.is_young(time));
         let percent = u64::from(facts.rewrite_percent);

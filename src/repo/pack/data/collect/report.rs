@@ -12,7 +12,7 @@ use crate::repo::pack::data::id::PackId;
 pub struct Amount {
     /// The number.
     pub packs: u64,
-    /// The sizes of their objects together, in bytes.
+    /// The total size of their objects, in bytes.
     pub bytes: u64,
 }
 
@@ -23,27 +23,28 @@ impl Amount {
     }
 }
 
-/// What the deletion of condemned packs waits for.
+/// The events for which the deletion of condemned packs waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waiting {
     /// The end of the grace period, by the clock of the store.
     Until(Timestamp),
-    /// A session that began before: its host and process.
+    /// The end of a session that began before they were condemned: its host and process.
     Session(String),
-    /// Another collection, for which the whole call waits: its host and process.
+    /// The end of another collection, because of which this call did nothing: its host and process.
     Collector(String),
 }
 
-/// What a call did, or in a dry run what it would do.
+/// The result of a collection; of a dry run, the expected result.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CollectReport {
     /// All packs.
     pub all: Amount,
-    /// Packs with needed blocks, and only the bytes of these blocks.
+    /// The number of packs with needed blocks; the bytes are those of these blocks only.
     pub needed: Amount,
-    /// Packs that this call condemns, with those that are rewritten.
+    /// The packs that this call condemns, including those that it rewrites.
     pub condemned: Amount,
-    /// Packs whose needed blocks are stored again, and only the bytes of these blocks.
+    /// The number of packs whose needed blocks are stored again; the bytes are those of these
+    /// blocks only.
     pub rewritten: Amount,
     /// Condemned packs that are deleted.
     pub deleted: Amount,
@@ -53,7 +54,7 @@ pub struct CollectReport {
     pub adopted: Amount,
     /// Packs that were not rewritten because a block in them cannot be read.
     pub unreadable: Vec<String>,
-    /// What the deletion of condemned packs waits for.
+    /// The events for which the deletion of condemned packs waits.
     pub waiting: Vec<Waiting>,
 }
 

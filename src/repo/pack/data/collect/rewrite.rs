@@ -24,7 +24,7 @@ impl Collector<'_> {
     /// cannot be read stays as it is.
     ///
     /// # Errors
-    /// The store fails. Then nothing has changed for anybody.
+    /// The store fails. Then no restore point or other run is affected.
     pub(super) fn rewrite(
         &self,
         marks: &Marks,

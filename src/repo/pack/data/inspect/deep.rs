@@ -14,7 +14,7 @@ use crate::model::stop::Stop;
 /// The number of packs that are read at the same time.
 const AT_ONCE: usize = 4;
 
-/// Packs that cannot be used as they are, each with the reason.
+/// The packs that cannot be used, each with the reason.
 pub(super) type Unsound = BTreeMap<PackId, String>;
 
 /// What the index says of a pack: the sum of a digest of each block.
@@ -42,7 +42,7 @@ impl Sum {
     }
 }
 
-/// Reads all packs. One that cannot be used is read once more.
+/// Reads all packs. A pack that cannot be used is read once more.
 ///
 /// # Errors
 /// The store fails, or a stop was requested.

@@ -48,8 +48,8 @@ impl Names {
     /// Lists everything.
     ///
     /// # Errors
-    /// The store fails, or its list is not complete: the object is missing in it that makes the
-    /// place a repository.
+    /// The store fails, or its list is incomplete: the object that describes the repository is
+    /// missing in it.
     pub(super) fn read(objects: &dyn ObjectStore, stop: &Stop) -> Result<Names> {
         let mut names = Names::default();
         each_name(objects, "", stop, &mut |listed| match listed {
@@ -102,7 +102,7 @@ impl Names {
             shown.join(", ")
         );
         if self.foreign.iter().any(|name| name.starts_with(POINTS)) {
-            what += "; nothing is collected while there is one below points/";
+            what += "; no data is collected while such an object is below points/";
         }
         Some(Finding::new("objects-foreign", what))
     }

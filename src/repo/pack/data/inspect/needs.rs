@@ -32,7 +32,8 @@ enum Part {
 /// The parts of a restore point that cannot be read, by their names, with the faulty objects.
 type LostParts = BTreeMap<(Part, String), BTreeSet<String>>;
 
-/// What faulty objects cost: by the domain and the id of a restore point, its parts that need them.
+/// The disks and files that faulty objects make unreadable, by the domain and the id of their
+/// restore point.
 #[derive(Default, PartialEq, Eq)]
 pub(super) struct Costs(BTreeMap<(String, String), LostParts>);
 
@@ -41,12 +42,12 @@ impl Costs {
         self.0.is_empty()
     }
 
-    /// Whether a restore point is among them.
+    /// Whether a restore point is affected.
     pub(super) fn concern(&self, domain: &str, id: &str) -> bool {
         self.0.contains_key(&(domain.to_owned(), id.to_owned()))
     }
 
-    /// The faults with what each one costs.
+    /// The faults, each with the disks and files that it makes unreadable.
     pub(super) fn damage(self, faults: Faults) -> Vec<Damage> {
         let mut by_object: BTreeMap<String, BTreeMap<(String, String), Cost>> = BTreeMap::new();
         for (point, parts) in self.0 {
@@ -80,7 +81,7 @@ impl Costs {
     }
 }
 
-/// Checks restore points. A page that several share is read once.
+/// Checks restore points. A page that several of them share is read once.
 pub(super) struct Needs<'a> {
     data: &'a Data,
     packs: &'a PackList,

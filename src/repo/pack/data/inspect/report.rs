@@ -23,7 +23,7 @@ const MORE: &str = "more objects";
 /// The name that stands for blocks without a pack.
 const BLOCKS: &str = "blocks";
 
-/// What is wrong with an object.
+/// A fault of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     code: &'static str,
@@ -94,7 +94,7 @@ impl Faults {
         number
     }
 
-    /// Adds a block that no pack has. All of them have one number.
+    /// Adds a block that no pack contains. All such blocks share one number.
     pub(super) fn add_block(&mut self, block: &str) -> u16 {
         let fault = Fault {
             code: NOWHERE,
@@ -115,14 +115,14 @@ impl Faults {
     }
 }
 
-/// What is wrong with the repository.
+/// Damage in a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// The name of the object, if it concerns one.
+    /// The name of the damaged object, if the damage concerns one object.
     pub object: Option<String>,
-    /// What is wrong.
+    /// A finding that describes the damage.
     pub finding: Finding,
-    /// The restore points that cannot be read completely because of it.
+    /// The restore points that cannot be read completely because of the damage.
     pub costs: Vec<Cost>,
 }
 
@@ -138,7 +138,7 @@ impl Damage {
     }
 }
 
-/// What damage costs of one restore point.
+/// The disks and files of one restore point that cannot be read because of damage.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
     /// The domain.
@@ -167,35 +167,35 @@ pub struct SessionNote {
 /// Packs that a collection will delete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CondemnedNote {
-    /// Those that exist.
+    /// The condemned packs that exist.
     pub packs: Amount,
-    /// The records that name them.
+    /// The number of records that name them.
     pub records: u64,
     /// When the oldest record was written, by the clock of the store.
     pub oldest: Option<Timestamp>,
 }
 
-/// What a check of a repository as a whole found.
+/// The result of a check of a repository as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RepositoryCheck {
     /// Whether every pack was read.
     pub deep: bool,
-    /// The domains with restore points.
+    /// The number of domains with restore points.
     pub domains: u64,
-    /// The restore points that can be read.
+    /// The number of restore points that can be read.
     pub points: u64,
-    /// The index objects.
+    /// The number of index objects.
     pub index_objects: u64,
     /// The packs in the store.
     pub packs: Amount,
-    /// Those of them that no index object lists.
+    /// The packs that no index object lists.
     pub unlisted: Amount,
-    /// Those that a collection will delete.
+    /// The packs that a collection will delete.
     pub condemned: CondemnedNote,
     /// The sessions.
     pub sessions: Vec<SessionNote>,
-    /// What is wrong.
+    /// The damage that was found.
     pub damage: Vec<Damage>,
-    /// What is worth reporting and no damage.
+    /// Findings that are worth reporting, but are not damage.
     pub notes: Vec<Finding>,
 }

@@ -94,7 +94,7 @@ impl Assembler {
         })
     }
 
-    /// Takes parts in order. `None` if they stop before the end.
+    /// Takes parts in order. Returns `None` if they end before the end of the disk.
     pub(super) fn run(mut self, parts: &Receiver<Part>) -> Result<Option<Written>> {
         for part in parts {
             if let Some(reason) = self.context.stop.reason() {

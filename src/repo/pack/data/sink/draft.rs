@@ -40,7 +40,7 @@ impl Draft {
         }
     }
 
-    /// Says that clusters are stored in a block. They lie in the leaf that is being written, or
+    /// Records that clusters are stored in a block. They lie in the leaf that is being written, or
     /// after it.
     pub(in crate::repo::pack::data) fn set(
         &mut self,
@@ -55,7 +55,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Says that clusters read as zero.
+    /// Records that clusters read as zero.
     pub(super) fn clear(&mut self, clusters: Range<u64>, store: Store<'_>) -> Result<()> {
         let mut at = clusters.start;
         while at < clusters.end {

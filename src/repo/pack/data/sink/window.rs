@@ -62,7 +62,7 @@ impl Window {
         cluster.copied().unwrap_or(Touched::No)
     }
 
-    /// Notes data. Clusters of zeroes are recognised.
+    /// Records data that was written. Clusters of zeroes are recognised.
     pub(super) fn write(&mut self, at: u64, bytes: &[u8]) {
         let within = (at - self.start) as usize;
         self.bytes[within..within + bytes.len()].copy_from_slice(bytes);
@@ -76,7 +76,7 @@ impl Window {
         }
     }
 
-    /// Notes zeroes.
+    /// Records zeroes that were written.
     pub(super) fn clear(&mut self, at: u64, end: u64) {
         let first = ((at - self.start) / CLUSTER) as usize;
         let end = (end - self.start).div_ceil(CLUSTER) as usize;

@@ -23,7 +23,7 @@ pub(super) enum Job {
         window: Window,
         done: SyncSender<Result<Planned>>,
     },
-    /// Seal a block, unless it is stored.
+    /// Seal a block, unless it is already stored.
     Seal {
         id: BlockId,
         bytes: Vec<u8>,
@@ -59,7 +59,7 @@ pub(super) enum Form {
 pub(super) struct ReadyBlock {
     pub(super) id: BlockId,
     pub(super) plain: usize,
-    /// `None` if the block is stored already.
+    /// Its sealed form; `None` if the block is already stored.
     pub(super) sealed: Option<Sealed>,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Settings {
     pub(super) region: String,
 }
 
-/// Credentials, or the way to them.
+/// Credentials, or where to get them.
 pub(super) enum Credentials {
     /// A key.
     Static {
@@ -41,7 +41,7 @@ pub(super) enum Credentials {
     },
     /// These variables name a server that issues them.
     OfEnvironment(Vec<(String, String)>),
-    /// Those of this machine, if it is one of AWS.
+    /// The credentials of this machine, if it runs at AWS.
     OfMachine,
 }
 
@@ -49,10 +49,11 @@ pub(super) enum Credentials {
 type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
 impl Settings {
-    /// Finds them.
+    /// Finds the credentials and the region.
     ///
     /// # Errors
-    /// They are incomplete, or a file with them cannot be read. The text has no secret in it.
+    /// The credentials are incomplete, or a file with them cannot be read. The text contains no
+    /// secret.
     pub(super) fn find(environment: Environment<'_>) -> Result<Settings, String> {
         let variable = |name: &str| {
             let value = environment(name).filter(|value| !value.is_empty());

@@ -71,7 +71,7 @@ pub(super) fn translate(operation: &'static str, location: String, error: &Error
 }
 
 /// Whether a put failed because the server requires a checksum, as for a bucket with object lock.
-/// Its codes differ, but each message names one of the two headers.
+/// The error codes of servers differ, but each message names one of the two headers.
 pub(super) fn lacks_checksum(error: &Error) -> bool {
     let is_about_it = |text: &String| {
         let text = text.to_ascii_lowercase();

@@ -161,7 +161,7 @@ fn nothing_happens_without_all_restore_points() {
         collected
             .expect_err("it fails")
             .to_string()
-            .contains("no pack has it")
+            .contains("no pack contains it")
     );
     let after = world.store.snapshot();
     // Sound packs that a killed writer has left are listed in the index, which harms nobody.
