@@ -101,16 +101,16 @@ pub enum Command {
     Backup(BackupArgs),
     /// Restore disks from a restore point; with --define also the domain
     Restore(RestoreArgs),
-    /// Start a new domain from a restore point within seconds, with its network links down; with
-    /// --keep it stays
+    /// Start a new domain from a restore point within seconds, with its network links down; --keep
+    /// makes the domain permanent
     Boot(BootArgs),
     /// Offer disks at a restore point to NBD clients, read-only; needs no hypervisor
     Serve(ServeArgs),
     /// Show a restore point as read-only files in a folder, a raw file per disk; needs no
     /// hypervisor
     Mount(MountArgs),
-    /// List and copy single files of the guest out of a restore point; needs no hypervisor, but
-    /// guestfish
+    /// List and copy single files of the guest out of a restore point; needs guestfish, but no
+    /// hypervisor
     Files(FilesArgs),
     /// List restore points; needs no hypervisor
     List(ListArgs),

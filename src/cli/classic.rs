@@ -99,8 +99,8 @@ pub fn translate(words: Vec<OsString>, grammar: &Command) -> Result<Vec<OsString
     Ok(translated)
 }
 
-/// Whether this command line, which starts with the program's name, uses the classic syntax: it has
-/// no plain words.
+/// Whether this command line uses the classic syntax, which has no plain words. The first of
+/// `words` is the program's name.
 pub fn is_classic(words: &[OsString], grammar: &Command) -> bool {
     let typed = words.get(1..).unwrap_or_default();
     read(typed, grammar).is_ok_and(|tokens| !tokens.iter().any(|token| matches!(token, Token::Plain(_))))

@@ -70,8 +70,8 @@ fn items(typed: &[String], names: &[String]) -> Result<Vec<Item>, String> {
             // `vm1:vda,vdb` is ambiguous: a wrong guess would leave out too much.
             if let (None, Some(last)) = (domain, last_domain) {
                 return Err(format!(
-                    "ambiguous --exclude-disk: write {}:{disk}, or put {disk} first if it is for every domain",
-                    shown(last)
+                    "ambiguous --exclude-disk: to leave out {disk} of {last}, write {last}:{disk}; to leave out {disk} of every domain, put {disk} first",
+                    last = shown(last)
                 ));
             }
             last_domain = domain;
@@ -92,9 +92,9 @@ fn is_target(word: &str) -> bool {
 
 /// The disks that the user excludes.
 pub struct Excluded {
-    /// By domain.
+    /// The excluded disks, by domain.
     pub of: Exclusions,
-    /// Items for domains that do not exist.
+    /// The items that name a domain that does not exist.
     pub unused: Vec<String>,
 }
 

@@ -44,13 +44,13 @@ pub struct Entry<'a> {
     /// What the user can do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<&'a str>,
-    /// The domain it concerns.
+    /// The domain that the message concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<&'a str>,
-    /// The disk it concerns.
+    /// The disk that the message concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk: Option<&'a str>,
-    /// The restore point it concerns.
+    /// The restore point that the message concerns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restore_point: Option<&'a str>,
 }
@@ -163,7 +163,8 @@ pub fn tells(level: Level) -> bool {
     level <= LOG.get().map_or(Level::Info, |log| log.least)
 }
 
-/// Whether entries have fields. If so, some results on stdout are logged too.
+/// Whether entries are logged with fields, to the systemd journal or as JSON. If so, some results
+/// on stdout are logged too.
 pub(crate) fn has_fields() -> bool {
     LOG.get()
         .is_some_and(|log| log.journal.is_some() || log.format == LogFormat::Json)
@@ -207,7 +208,7 @@ struct Line<'a> {
     entry: &'a Entry<'a>,
 }
 
-/// A line with every key.
+/// A JSON line with every key, for tests.
 #[cfg(test)]
 pub(super) fn sample() -> serde_json::Value {
     let entry = &Entry {

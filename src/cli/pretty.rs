@@ -25,7 +25,7 @@ pub fn remaining(time: std::time::Duration) -> String {
     }
 }
 
-/// An amount with its time and rate. If `count` is 0, `nothing` stands for amount and rate.
+/// A number of bytes with its time and rate. If `count` is 0, the text is `nothing` and the time.
 pub(crate) fn amount(count: u64, time: std::time::Duration, nothing: &str) -> String {
     if count == 0 {
         return format!("{nothing}, {}", seconds(time));

@@ -76,7 +76,7 @@ impl Progress {
         Progress::with_bars(std::io::stderr().is_terminal())
     }
 
-    /// Shows lines only: stderr may become a file.
+    /// Shows lines only, never bars, because stderr may be redirected to a file later.
     pub(crate) fn lines() -> Self {
         Progress::with_bars(false)
     }

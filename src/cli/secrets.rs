@@ -21,8 +21,8 @@ const IDENTITY_FILE: &str = "VMSNAP_IDENTITY_FILE";
 /// The longest line that is read from a terminal, in bytes.
 const LONGEST: usize = 1024;
 
-/// What opens a repository: the secret in the file that a switch or else the environment names, or
-/// a passphrase that the user types now.
+/// The secret that opens a repository. It is read from the file that a switch or the environment
+/// names; without such a file, the user types a passphrase.
 pub(super) fn opener(args: &SecretArgs, recovery: Option<&Path>, stop: &Stop) -> Result<Opener> {
     let recovery = recovery.map(read_recovery_file).transpose()?;
     let passphrase = |path: &Path| done(Passphrase::read(path)).map(Secret::Passphrase);
@@ -46,8 +46,8 @@ pub(super) fn opener(args: &SecretArgs, recovery: Option<&Path>, stop: &Stop) ->
     Ok(Opener { secret, recovery })
 }
 
-/// The passphrase for a new key slot: that in a file, or one that the user types twice. `otherwise`
-/// completes the refusal if there is neither a file nor a terminal.
+/// The passphrase for a new key slot, read from a file or typed twice by the user. `otherwise` is
+/// the advice in the error if there is neither a file nor a terminal.
 pub(super) fn new_passphrase(path: Option<&Path>, otherwise: &str, stop: &Stop) -> Result<Passphrase> {
     let passphrase = match path {
         Some(path) => done(Passphrase::read(path))?,
@@ -75,7 +75,7 @@ pub(super) fn host_folders() -> HostFolders {
     })
 }
 
-/// The file of a passphrase that the environment names.
+/// The passphrase file that the environment names.
 pub(super) fn passphrase_file() -> Option<PathBuf> {
     of_environment(PASSPHRASE_FILE)
 }

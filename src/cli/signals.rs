@@ -19,7 +19,7 @@ const CLEAN_UP: Duration = Duration::from_millis(4500);
 /// are frozen. The next run would thaw them too late.
 const FOR_EXIT_HOLDS: Duration = Duration::from_secs(60);
 
-/// Installs the handlers. A signal is passed on through the returned value.
+/// Installs the signal handlers. The returned value reports the first signal.
 pub fn listen() -> Stop {
     let stop = Stop::default();
     let mut wanted = vec![SIGINT, SIGTERM];

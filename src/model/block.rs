@@ -46,7 +46,7 @@ impl Extent {
 pub enum Content {
     /// The bytes themselves.
     Data(Buffer),
-    /// This many bytes of zero.
+    /// This number of zero bytes.
     Zero(u64),
 }
 
@@ -80,7 +80,7 @@ pub trait BlockSource: Send {
     fn next_block(&mut self) -> Result<Option<Block>, BlockError>;
 }
 
-/// The parent of an incremental image, as far as a source has to know it.
+/// The parent of an incremental image, as a source sees it.
 pub trait Beneath: Send + Sync + std::fmt::Debug {
     /// The first offset in a range, in bytes, at which the parent may hold something other than
     /// zero. Content that cannot be read counts as other than zero. After a stop, the answer may be
@@ -94,7 +94,8 @@ pub trait BlockSink: Send {
     /// never written reads from the backing image, or as zero if there is none.
     fn write(&mut self, block: Block) -> Result<(), BlockError>;
 
-    /// Brings everything to stable storage and returns totals. No call may follow.
+    /// Brings everything to stable storage and returns totals. The sink must not be used
+    /// afterwards.
     fn finish(&mut self) -> Result<Written, BlockError>;
 }
 
@@ -105,7 +106,7 @@ pub struct Written {
     pub data_bytes: u64,
     /// The number of bytes stored as explicit zeroes.
     pub zero_bytes: u64,
-    /// Whether any of the data are stored compressed.
+    /// Whether any of the data is stored compressed.
     pub is_compressed: bool,
     /// Length of the file in bytes; for a device, the device's size.
     pub file_bytes: u64,
@@ -113,8 +114,8 @@ pub struct Written {
     pub blake3: Option<String>,
     /// Digests of the file's pieces; `None` if the file has no digest or is a single piece.
     pub pieces: Option<Pieces>,
-    /// If an existing image was continued: the changes that make the file the new image. Length and
-    /// digests are those of the file with the changes.
+    /// The changes that turn the file into the new image, if an existing image was continued.
+    /// Length and digests are those of the changed file.
     pub patch: Option<Patch>,
 }
 
@@ -123,13 +124,13 @@ pub struct Written {
 pub struct Patch {
     /// The new first bytes of the file.
     pub header: Vec<u8>,
-    /// Ranges of the file that hold nothing any more and become zero, in bytes: in order, after
-    /// the header, and without overlap.
+    /// Ranges of the file that are no longer used and become zero, in bytes: in order, after the
+    /// header, and without overlap.
     pub freed: Vec<Range<u64>>,
 }
 
 impl Patch {
-    /// How many bytes become free.
+    /// The number of bytes that become free.
     pub fn freed_bytes(&self) -> u64 {
         self.freed.iter().map(|range| range.end - range.start).sum()
     }
@@ -158,7 +159,8 @@ pub trait ImageFile: Send {
     /// Brings everything written so far to stable storage.
     fn sync(&mut self) -> io::Result<()>;
 
-    /// Gives the storage of a range back, which then reads as zero. The length of the file stays.
+    /// Frees the storage of a range, which then reads as zero. The length of the file does not
+    /// change.
     ///
     /// # Errors
     /// `Unsupported` if the file system cannot do that.
@@ -181,7 +183,8 @@ pub enum BlockErrorKind {
     Invalid,
     /// Stored data differs from what was written: a digest or a structure is wrong.
     Damaged,
-    /// The bitmap or the parent has proved unreliable: only a full backup gives the disk's content.
+    /// The bitmap or the parent has proved unreliable, so only a full backup can save the disk's
+    /// content.
     Distrusted,
     /// The target is full or too small.
     NoSpace,
@@ -203,7 +206,7 @@ pub struct BlockError {
 }
 
 impl BlockError {
-    /// An error without an underlying one.
+    /// An error without an underlying error.
     pub fn new(kind: BlockErrorKind, what: impl Into<String>) -> Self {
         BlockError {
             kind,

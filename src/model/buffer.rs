@@ -35,15 +35,15 @@ impl Buffer {
         }
     }
 
-    /// The number of bytes that it can hold.
+    /// The number of bytes that the buffer can hold.
     pub(crate) fn capacity(&self) -> usize {
         self.memory.capacity
     }
 
-    /// Sets the number of bytes that it holds.
+    /// Sets the number of bytes that the buffer holds.
     ///
     /// # Panics
-    /// If `length` is beyond the capacity, which is a mistake of the caller, never of the data.
+    /// If `length` exceeds the capacity, which is a bug in the caller.
     pub fn set_len(&mut self, length: usize) {
         assert!(length <= self.capacity(), "a buffer cannot grow");
         self.length = length;

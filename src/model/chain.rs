@@ -10,7 +10,7 @@ mod index;
 
 use index::Index;
 
-/// A restore point with what the repository knows of it.
+/// A restore point with the facts that the repository knows about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeptPoint {
     /// The content of its manifest.
@@ -70,7 +70,7 @@ pub enum Concern {
 }
 
 impl Concern {
-    /// Whether it affects the disk of this target.
+    /// Whether the damage affects the disk of this target.
     pub(crate) fn is_of_disk(&self, target: &str) -> bool {
         match self {
             Concern::Disk(disk) => disk == target,
@@ -97,7 +97,7 @@ pub struct LostPoint {
     pub id: String,
     /// A sentence that names its manifest or its folder.
     pub what: String,
-    /// Whether a newer program wrote it, so that it may well be sound.
+    /// Whether a newer version of vmsnap wrote it, so that it may be sound.
     pub is_newer: bool,
     /// Whether its folder is missing.
     pub is_gone: bool,
@@ -126,7 +126,7 @@ pub struct Chains {
 }
 
 impl Chains {
-    /// Takes the restore points in any order.
+    /// Makes the chains from restore points in any order.
     pub fn new(mut points: Vec<KeptPoint>) -> Self {
         points.sort_by(|a, b| {
             let key = |kept: &KeptPoint| (kept.point.sequence, kept.point.time);
@@ -185,8 +185,8 @@ impl Chains {
             .find(|lost| lost.id == id && self.get(id).is_none())
     }
 
-    /// Lost restore points that may be later than `after`, judged by their ids. Ids are good enough
-    /// for a warning, not for a decision.
+    /// Lost restore points that may be later than `after`, judged by their ids. Ids are reliable
+    /// enough for a warning, but not for a decision.
     pub(crate) fn lost_after(&self, after: &str) -> impl Iterator<Item = &LostPoint> {
         self.lost
             .iter()
@@ -215,8 +215,8 @@ impl Chains {
     /// The sequence number of a restore point that is made now: higher than those of all readable
     /// ones, and at least the number of seconds since 1970.
     ///
-    /// Lost restore points may become readable again. Because of the time, their numbers are lower
-    /// too.
+    /// Lost restore points may become readable again. Their numbers are lower too, because the time
+    /// is part of the rule.
     pub(crate) fn next_sequence(&self, now: Timestamp) -> u64 {
         let newest = self.points.last().map_or(0, |kept| kept.point.sequence);
         let seconds = u64::try_from(now.as_second()).unwrap_or(0);
@@ -236,7 +236,7 @@ impl Chains {
 
     /// The newest chain of a period, newest first: its restore points of this domain from the
     /// newest down to the first that was made without a parent. The chain may continue in earlier
-    /// periods. Of complete restore points some may have been removed.
+    /// periods. Some of them may have been removed if they are complete.
     pub(crate) fn newest_chain<'a>(&'a self, uuid: &str, period: &str) -> Vec<&'a KeptPoint> {
         let mut chain: Vec<&KeptPoint> = Vec::new();
         let is_of_period = |kept: &&KeptPoint| kept.point.period == *period && kept.point.uuid == *uuid;
@@ -362,8 +362,8 @@ impl Chains {
         self.latest_with(target).is_some_and(|kept| kept.point.id == id)
     }
 
-    /// The missed writes that still matter: those of the newest restore point in a period that
-    /// holds the disk.
+    /// The missed writes that still matter: for each disk, those found with the newest restore
+    /// point in a period that holds the disk.
     pub fn standing_missed_writes(&self) -> impl Iterator<Item = &MissedWrite> {
         let missed = self.points.iter().flat_map(|kept| {
             kept.missed_writes

@@ -70,20 +70,21 @@ impl Checkpoint {
             .any(|disk| disk.target == target && disk.bitmap == Bitmap::Unknown)
     }
 
-    /// The id of the repository for which it was made. Marks of earlier versions do not name it.
+    /// The id of the repository for which the checkpoint was made; `None` for marks of earlier
+    /// versions.
     pub fn repository(&self) -> Option<&str> {
         let (_, id) = self.mark.as_deref()?.rsplit_once(OF_REPOSITORY)?;
         Some(id)
     }
 
-    /// Whether its mark names a repository other than `own`. If `own` is unknown, any named
-    /// repository is another one, because a mark never names a repository without an id.
+    /// Whether its mark names a repository other than `own`. If `own` is unknown, every named
+    /// repository counts as another one, because marks name only repositories with an id.
     pub(crate) fn is_of_other_repository(&self, own: Option<&str>) -> bool {
         self.repository().is_some_and(|of| Some(of) != own)
     }
 
-    /// Whether it is the recorded checkpoint: name and time of creation agree. A name alone can be
-    /// used again.
+    /// Whether this is the recorded checkpoint, which has the same name and time of creation. The
+    /// name alone is not enough, because it can be used again.
     pub fn is(&self, recorded: &CheckpointId) -> bool {
         self.name == recorded.name && self.created == recorded.created
     }
@@ -128,11 +129,12 @@ const TIME_DIGITS: usize = 10;
 /// The number of digits of the random part of a name.
 const RANDOM_DIGITS: usize = 15;
 
-/// Makes a name that practically no other run makes, on any host, for any definition or repository.
+/// Makes a checkpoint name that is practically unique across all runs, hosts, definitions and
+/// repositories.
 ///
 /// It consists of the time in seconds since 1970 and 15 random digits (about 50 bits), so names of
-/// a later second have higher numbers. The number has 25 digits: a program that counts up from the
-/// highest number it can read never reaches it.
+/// a later second have higher numbers. The number has 25 digits, so a program that counts up from
+/// the highest number that it can read never reaches it.
 pub(crate) fn new_name(seconds: i64, random: u64) -> String {
     let seconds = seconds.clamp(0, 10_i64.pow(TIME_DIGITS as u32) - 1);
     let random = random % 10_u64.pow(RANDOM_DIGITS as u32);

@@ -28,8 +28,8 @@ impl ClusterSet {
     /// The largest disk for which a set can be made, in bytes: its bits take 128 MiB.
     pub(crate) const LARGEST_DISK: u64 = 64 << 40;
 
-    /// An empty set for a disk of `size` bytes. Of a disk larger than [`Self::LARGEST_DISK`] it
-    /// leaves out the clusters beyond that limit.
+    /// An empty set for a disk of `size` bytes. If the disk is larger than [`Self::LARGEST_DISK`],
+    /// clusters beyond that limit are left out.
     pub fn new(size: u64) -> Self {
         let size = size.min(Self::LARGEST_DISK);
         let words = size.div_ceil(CLUSTER).div_ceil(64);
@@ -44,8 +44,8 @@ impl ClusterSet {
         self.size
     }
 
-    /// Adds every cluster that has a byte of this range. Bytes beyond the end of the disk are
-    /// ignored.
+    /// Adds every cluster that overlaps this range, given in bytes. Bytes beyond the end of the
+    /// disk are ignored.
     pub fn add(&mut self, offset: u64, length: u64) {
         let end = offset.saturating_add(length).min(self.size).div_ceil(CLUSTER);
         let mut index = offset / CLUSTER;

@@ -23,7 +23,7 @@ impl Default for Compression {
 pub struct ZstdLevel(u8);
 
 impl ZstdLevel {
-    /// The level of that number, if it is 1 to 19.
+    /// The level with this number; `None` if the number is not from 1 to 19.
     pub fn new(number: u8) -> Option<ZstdLevel> {
         (1..=19).contains(&number).then_some(ZstdLevel(number))
     }
@@ -40,7 +40,7 @@ impl Default for ZstdLevel {
     }
 }
 
-/// An invalid value of `--compress`.
+/// The error for an invalid value of `--compress`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected 'none', 'zstd' or 'zstd:LEVEL' with a LEVEL from 1 to 19")]
 pub struct UnknownCompression;

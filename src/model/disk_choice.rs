@@ -11,7 +11,7 @@ pub struct DiskChoice {
     pub onto: Option<(String, String)>,
 }
 
-/// A text that names no disk.
+/// The error for a text that does not name a disk.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected TARGET, or TARGET=DOMAIN:TARGET")]
 pub struct NoDiskChoice;

@@ -20,7 +20,7 @@ impl DomainState {
         self != DomainState::ShutOff
     }
 
-    /// The word for it, as in `virsh list`.
+    /// The word for the state, as in `virsh list`.
     pub fn word(self) -> &'static str {
         match self {
             DomainState::Running => "running",
@@ -39,7 +39,7 @@ pub struct Domain {
     pub uuid: String,
     /// Whether it runs.
     pub state: DomainState,
-    /// Whether its definition outlives its run.
+    /// Whether the domain is persistent: its definition remains after the domain stops.
     pub persistent: bool,
     /// libvirt's id of the active domain; `None` if it is shut off.
     pub id: Option<u32>,
@@ -59,7 +59,7 @@ pub struct Domain {
 }
 
 impl Domain {
-    /// The disk of that target.
+    /// The disk with this target.
     pub fn disk(&self, target: &str) -> Option<&Disk> {
         self.disks.iter().find(|disk| disk.target == target)
     }
@@ -68,7 +68,7 @@ impl Domain {
 /// The state of the guest agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Agent {
-    /// The domain has no channel for it.
+    /// The domain has no channel for the agent.
     None,
     /// There is a channel, but nothing in the guest has opened it.
     Disconnected,
@@ -108,7 +108,7 @@ pub struct Disk {
     pub transient: bool,
     /// The encryption of its image.
     pub encryption: Option<Encryption>,
-    /// Whether it is only a slice of its source.
+    /// Whether the disk is only a slice of its source.
     pub is_slice: bool,
     /// The external data file, if the definition names one: it holds the guest's bytes, and the
     /// image only their mapping.
@@ -116,7 +116,8 @@ pub struct Disk {
     /// The images beneath its source, as the definition describes them. For an active domain the
     /// definition names all of them.
     pub backing: Backing,
-    /// Why it cannot be read in the domain's present state, if the hypervisor knows that it cannot.
+    /// The reason why the disk cannot be read in the domain's present state, if the hypervisor
+    /// knows one.
     pub unreadable: Option<String>,
 }
 

@@ -25,7 +25,7 @@ impl Allowed {
 /// The decision of a backup about a drive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Eligibility {
-    /// Backed up; it can be incremental because it can carry bitmaps.
+    /// Backed up, and incremental if possible, because the disk can carry bitmaps.
     Incremental,
     /// Always backed up in full, for this reason.
     FullOnly(String),

@@ -70,17 +70,17 @@ impl ExtentPlanner {
         }
     }
 
-    /// The first byte of the disk about which nothing is reported yet.
+    /// The offset of the first byte of the disk that was not reported yet.
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// Whether the whole disk is reported.
+    /// Whether the whole disk was reported.
     pub fn complete(&self) -> bool {
         self.position == self.size
     }
 
-    /// The number of extents that are planned and not yet taken.
+    /// The number of planned extents that were not taken yet.
     pub fn planned(&self) -> usize {
         self.planned.len()
     }

@@ -23,7 +23,8 @@ pub fn escape(name: &str) -> Option<String> {
     (!escaped.is_empty() && escaped.len() <= NAME_MAX).then_some(escaped)
 }
 
-/// The name from which [`escape`] made this file name; `None` if it made no such name.
+/// The name from which [`escape`] made this file name; `None` if [`escape`] never makes this file
+/// name.
 pub(crate) fn unescape(folder: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(folder.len());
     let mut rest = folder.bytes();

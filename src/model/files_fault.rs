@@ -6,15 +6,15 @@ pub enum FilesFault {
     /// There is no such file.
     #[error("there is no file {0} in the guest's file systems")]
     NoSuchFile(String),
-    /// A file is of the wrong kind. The text says which.
+    /// A file is of the wrong kind, which the text names.
     #[error("{0}")]
     WrongKind(String),
-    /// There is no such device in the disks.
-    #[error("there is no file system on {device}; there are: {there}")]
+    /// The disks have no such device.
+    #[error("there is no file system on {device}; the file systems are: {there}")]
     NoSuchDevice {
         /// The wanted device.
         device: String,
-        /// Those that there are, with their types.
+        /// The file systems that exist, with their types.
         there: String,
     },
     /// There are several operating systems or file systems.
@@ -22,7 +22,7 @@ pub enum FilesFault {
     Several {
         /// `operating systems` or `file systems`.
         what: &'static str,
-        /// Their devices.
+        /// The devices of these systems.
         there: String,
     },
     /// A file system is encrypted.
@@ -30,13 +30,14 @@ pub enum FilesFault {
     Encrypted {
         /// Its device.
         device: String,
-        /// What encrypts it.
+        /// The kind of encryption.
         with: &'static str,
     },
     /// No device holds a file system.
     #[error("no file system was found in the disks{there}")]
     NoFileSystem {
-        /// What was found instead, or nothing.
+        /// The devices that were found instead, as the end of the sentence; empty if there are
+        /// none.
         there: String,
     },
     /// The path needs a file system that cannot be mounted.
@@ -56,27 +57,27 @@ pub enum FilesFault {
         command: &'static str,
     },
     /// A file was shorter or longer than its size.
-    #[error("{path} gave {found} bytes, but its size is {size}")]
+    #[error("reading {path} returned {found} bytes, but the size of the file is {size} bytes")]
     Length {
         /// The path.
         path: String,
-        /// The number of bytes that came.
+        /// The number of bytes that were read.
         found: u64,
         /// The size of the file.
         size: u64,
     },
-    /// Reads of the disks failed. The text is the failure that followed from it.
+    /// Reads of the disks failed. The text is the failure that resulted.
     #[error("reads of the disks failed: {message}")]
     Reads {
         /// The failure.
         message: String,
-        /// Whether stored data are damaged.
+        /// Whether stored data is damaged.
         is_damage: bool,
     },
 }
 
 impl FilesFault {
-    /// What the user can do.
+    /// A hint on what the user can do, if there is one.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         Some(match self {
             FilesFault::NoSuchFile(_) => {
@@ -86,7 +87,7 @@ impl FilesFault {
                 "choose a file system with --device"
             }
             FilesFault::Encrypted { .. } => {
-                "`vmsnap mount` shows the disk as a file, in which guestfish can open the file system with --key"
+                "`vmsnap mount` shows the disk as a file; guestfish can open the file system in this file, with its option --key"
             }
             FilesFault::NotMounted { .. } => "choose its file system with --device",
             FilesFault::Reads { is_damage: true, .. } => {

@@ -12,7 +12,7 @@ pub enum Nvram {
         /// Whether the file is a qcow2 image. Otherwise it holds the bytes that the guest sees.
         is_qcow2: bool,
     },
-    /// Something that a backup does not read, as messages describe it.
+    /// A place that a backup does not read, described for messages.
     Elsewhere(String),
     /// The image of the firmware itself, which the guest may write to: the variables have no file
     /// of their own.
@@ -62,7 +62,8 @@ pub enum TpmPlace {
 
 impl Tpm {
     /// The name of the folder that holds the state, within the domain's folder; `None` for an
-    /// unknown version. As qemuTPMEmulatorStorageBuildPath in libvirt's `src/qemu/qemu_tpm.c`.
+    /// unknown version. The rule is that of qemuTPMEmulatorStorageBuildPath in libvirt's
+    /// `src/qemu/qemu_tpm.c`.
     pub fn folder(&self) -> Option<&'static str> {
         match self.version.as_str() {
             "1.2" => Some("tpm1.2"),

@@ -16,7 +16,7 @@ pub struct InPlaceFacts<'a> {
     /// The targets of the disks to restore.
     pub targets: &'a [String],
     /// The target of the disk in the restore point, if a single disk gets the content of another
-    /// one, perhaps of another domain.
+    /// disk, which may be that of another domain.
     pub from: Option<&'a str>,
     /// The size of each disk of the domain in bytes, as far as it is known.
     pub sizes: &'a dyn Fn(&str) -> Option<u64>,
@@ -38,11 +38,11 @@ pub enum Unfinished<'a> {
         /// The targets of its disks.
         disks: &'a [String],
     },
-    /// Its mark cannot be read, so every disk may be in between.
+    /// Its mark cannot be read, so every disk may be only partly restored.
     Unknown,
 }
 
-/// Why a domain's disks cannot be restored in place.
+/// The reason why a domain's disks cannot be restored in place.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InPlaceRefusal {
     /// The domain is not shut off.
@@ -50,7 +50,7 @@ pub enum InPlaceRefusal {
     Active(DomainState),
     /// The domain's memory is saved, and belongs to the present content of the disks.
     #[error(
-        "the domain's memory is saved (managed save): its next start would continue with the content of other disks"
+        "the domain's memory is saved (managed save), and belongs to the present content of the disks: the domain would continue from it with changed disks"
     )]
     SavedMemory,
     /// The restore point belongs to another domain that had the same name.
@@ -112,9 +112,9 @@ pub enum InPlaceRefusal {
         /// The restore point.
         id: String,
     },
-    /// An earlier restore in place has left more disks in between.
+    /// An earlier restore in place has left further disks only partly restored.
     #[error(
-        "an earlier restore in place to {id} has not ended, and left disk {disk} in between two moments: restore that disk, too"
+        "an earlier restore in place to {id} has not ended, and left disk {disk} only partly restored: restore that disk too"
     )]
     AlsoInBetween {
         /// A disk that is not to be restored.
@@ -124,7 +124,7 @@ pub enum InPlaceRefusal {
     },
     /// The mark of an earlier restore in place cannot be read.
     #[error(
-        "an earlier restore in place has not ended, and its mark cannot be read: disk {0} may be in between two moments: restore that disk, too"
+        "an earlier restore in place has not ended, and its mark cannot be read, so disk {0} may be only partly restored: restore that disk too"
     )]
     PerhapsInBetween(String),
     /// The backup of the present state lacks a disk.
@@ -135,15 +135,15 @@ pub enum InPlaceRefusal {
         /// The restore point with the present state.
         id: String,
     },
-    /// The unfinished restore was of another domain that had the same name.
+    /// The unfinished restore belongs to another domain that had the same name.
     #[error(
-        "an earlier restore in place has not ended, and it was of another domain with the same name (UUID {uuid})"
+        "an earlier restore in place has not ended, and belongs to another domain with the same name (UUID {uuid})"
     )]
     MarkOfAnother {
         /// The UUID of that domain.
         uuid: String,
     },
-    /// The domain had another name when a restore of it began that has not ended.
+    /// The domain had another name when an unfinished restore in place of its disks began.
     #[error("{sentence}, when the domain was named '{}'", shown(former))]
     Renamed {
         /// The former name.
@@ -162,7 +162,7 @@ pub enum InPlaceRefusal {
 }
 
 impl InPlaceRefusal {
-    /// What the user can do.
+    /// A hint on what the user can do, if there is one.
     pub(crate) fn hint(&self) -> Option<&'static str> {
         Some(match self {
             InPlaceRefusal::Active(_) => "shut the domain off first, or restore to another place with --to",
@@ -181,7 +181,7 @@ impl InPlaceRefusal {
                 "choose a larger disk, or enlarge it first (`qemu-img resize`)"
             }
             InPlaceRefusal::PerhapsEncrypted { .. } => {
-                "restore the disk to another place with --to: a note says how to find out"
+                "restore the disk to another place with --to: a note then explains how to find out"
             }
             InPlaceRefusal::AlsoInBetween { .. } | InPlaceRefusal::PerhapsInBetween(_) => {
                 "leave out --disk, or name that disk too"
@@ -190,10 +190,10 @@ impl InPlaceRefusal {
                 "`vmsnap backup` shows why the disk is left out; --discard-current restores without saving the present state"
             }
             InPlaceRefusal::MarkOfAnother { .. } => {
-                "if the disks of this domain are good, remove the mark with --abandon, then run again"
+                "if the disks of this domain are in order, remove the mark with --abandon, then run again"
             }
             InPlaceRefusal::Renamed { .. } => {
-                "give the domain its former name again and end the restore, or remove the mark with --abandon and the \
+                "give the domain its former name again and finish the restore, or remove the mark with --abandon and the \
                  former name"
             }
             InPlaceRefusal::ChangedSinceSaved(_) | InPlaceRefusal::UnknownSinceSaved(_) => {
@@ -206,7 +206,7 @@ impl InPlaceRefusal {
 /// Checks whether the disks can be restored in place.
 ///
 /// # Errors
-/// The first reason why not.
+/// The first reason why the disks cannot be restored in place.
 pub(crate) fn check(facts: &InPlaceFacts<'_>) -> Result<(), InPlaceRefusal> {
     let (domain, point) = (facts.domain, facts.point);
     if domain.state.is_active() {
@@ -298,7 +298,7 @@ fn unsuitable(domain: &Domain, disk: &Disk) -> Option<String> {
     }
 }
 
-/// Reports the disks that stay as they are, and what else does not come back.
+/// Reports the disks that stay as they are, and other parts of the domain that are not restored.
 pub(crate) fn findings(facts: &InPlaceFacts<'_>, has_firmware: bool) -> Vec<Finding> {
     let (domain, point) = (facts.domain, facts.point);
     let mut findings = Vec::new();
@@ -307,7 +307,7 @@ pub(crate) fn findings(facts: &InPlaceFacts<'_>, has_firmware: bool) -> Vec<Find
         let larger = |target: &String| {
             let now = (facts.sizes)(target).filter(|now| *now > then)?;
             let what = format!(
-                "disk {target} has {}, and disk {from} of the restore point has {}: the rest of the disk stays as it is",
+                "disk {target} ({}) is larger than disk {from} of the restore point ({}): the rest of disk {target} stays as it is",
                 bytes(now),
                 bytes(then)
             );
@@ -329,7 +329,7 @@ pub(crate) fn findings(facts: &InPlaceFacts<'_>, has_firmware: bool) -> Vec<Find
         findings.push(Finding::of_disk("disk-not-restored", &disk.target, what));
     }
     if has_firmware {
-        let what = "the UEFI variables and the state of the TPM stay as they are: a restore in place brings back disks only";
+        let what = "the UEFI variables and the state of the TPM stay as they are: a restore in place restores only disks";
         findings.push(Finding::new("firmware-not-restored", what));
     }
     findings
@@ -461,8 +461,8 @@ mod tests {
             "managed save",
             "disk vda has another size: 2.15 GB",
             "an earlier restore in place to other has not ended, and left disk vdc",
-            "its mark cannot be read: disk vdb may be in between",
-            "it was of another domain with the same name (UUID another)",
+            "its mark cannot be read, so disk vdb may be only partly restored",
+            "belongs to another domain with the same name (UUID another)",
         ];
         for (refused, words) in refused.iter().zip(words) {
             assert!(refused.to_string().contains(words), "{refused}");

@@ -37,7 +37,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The word for it in JSON.
+    /// The word for this kind in JSON.
     pub fn word(self) -> &'static str {
         match self {
             Kind::Excluded => "excluded",
@@ -51,7 +51,7 @@ impl Kind {
 /// The kinds that make a backup partial: the disk should have been saved.
 pub(crate) const UNASKED: [Kind; 2] = [Kind::Encrypted, Kind::Skipped];
 
-/// Code of the finding that a disk was left out on purpose.
+/// The code of the finding about a disk that was left out on purpose.
 pub(crate) const DISK_EXCLUDED: &str = "disk-excluded";
 
 impl LeftOut {
@@ -64,7 +64,7 @@ impl LeftOut {
         }
     }
 
-    /// The finding about it.
+    /// The finding about this disk.
     pub fn finding(&self) -> Finding {
         let (disk, reason) = (shown(&self.disk), &self.reason);
         let (code, message) = match self.kind {
@@ -94,7 +94,7 @@ pub(crate) fn unasked(left_out: &[LeftOut]) -> impl Iterator<Item = &LeftOut> {
     left_out.iter().filter(|left| UNASKED.contains(&left.kind))
 }
 
-/// Whether a backup that leaves these out is partial.
+/// Whether a backup that leaves out these disks is partial.
 pub fn is_partial(left_out: &[LeftOut]) -> bool {
     unasked(left_out).next().is_some()
 }

@@ -28,7 +28,7 @@ impl FullRule {
     }
 }
 
-/// A text that is no rule for full backups.
+/// The error for an invalid rule for full backups.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected 'period' or 'never'")]
 pub struct UnknownFullRule;
@@ -93,7 +93,7 @@ impl DiskLevel {
 pub struct Parent {
     /// Its id.
     pub id: String,
-    /// The checkpoint made with it, whose bitmap records the writes since.
+    /// The checkpoint made with it, whose bitmap records the writes since then.
     pub checkpoint: String,
     /// The disk's size in that restore point, in bytes.
     pub virtual_size: u64,
@@ -117,14 +117,14 @@ pub enum LevelReason {
         /// The id of the disk's newest restore point at the time of the comparison.
         newest: String,
     },
-    /// Full: no restore point that the rule allows can be the parent. The value says why the newest
-    /// of them cannot be the parent.
+    /// Full: no restore point that the rule allows can be the parent. The value is the reason why
+    /// the newest of them cannot be.
     NoParent(UnusableParent),
     /// Incremental.
     ChangesSince {
         /// The parent's id.
         parent: String,
-        /// Why the newest restore point is not the parent, if it is not.
+        /// The reason why the newest restore point is not the parent; `None` if it is.
         instead_of: Option<UnusableParent>,
     },
 }
@@ -270,8 +270,9 @@ pub enum UnusableParent {
 /// allows, full if there is none. The disk is also full if a comparison with that restore point or
 /// a newer one found a write that a bitmap of the disk had missed.
 ///
-/// [`UnusableParent`] lists what makes a restore point unusable. `uuid` is the domain's, `period`
-/// the folder of the new restore point, and `checkpoints` the hypervisor's list now.
+/// [`UnusableParent`] lists what makes a restore point unusable. `uuid` is the domain's UUID,
+/// `period` the period's folder of the new restore point, and `checkpoints` the hypervisor's
+/// present list.
 pub(crate) fn decide(
     disk: &DiskNow,
     uuid: &str,
@@ -318,8 +319,8 @@ pub(crate) fn decide(
     level(None, reason)
 }
 
-/// Returns the checkpoint of this restore point if its bitmap has recorded all writes to the disk
-/// since.
+/// Returns this restore point with its checkpoint, if the checkpoint's bitmap has recorded all
+/// writes to the disk since then.
 pub(crate) fn recorded_since(
     disk: &DiskNow,
     uuid: &str,

@@ -20,7 +20,7 @@ impl GroupBy {
     /// All groupings, shortest first.
     pub const ALL: [GroupBy; 4] = [GroupBy::Month, GroupBy::Quarter, GroupBy::BiAnnual, GroupBy::Year];
 
-    /// The word for it on the command line.
+    /// The word for the grouping on the command line.
     pub fn word(self) -> &'static str {
         match self {
             GroupBy::Month => "month",
@@ -145,8 +145,8 @@ pub(crate) const FOLDER_PREFIX: &str = "vmsnap-backup-";
 /// The prefix of the folder of a standalone copy; the copy's id follows.
 pub(crate) const COPY_PREFIX: &str = "vmsnap-copy-";
 
-/// Whether a folder of this name may hold restore points: it is that of a period or of a standalone
-/// copy.
+/// Whether a folder of this name may hold restore points, because it belongs to a period or a
+/// standalone copy.
 pub(crate) fn holds_restore_points(folder: &str) -> bool {
     folder.starts_with(FOLDER_PREFIX) || folder.starts_with(COPY_PREFIX)
 }

@@ -18,8 +18,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `limit`, which is not 0. The bias of the multiplication is too small to show
-    /// in a sample.
+    /// A number below `limit`, which is not 0. The bias of the result is too small to be visible in
+    /// a sample.
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(limit)) >> 64) as u64
     }

@@ -21,7 +21,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// The word for it.
+    /// The word for the level.
     pub fn word(self) -> &'static str {
         match self {
             Level::Full => "full",
@@ -43,7 +43,7 @@ pub enum Consistency {
 }
 
 impl Consistency {
-    /// A short description for people.
+    /// A short description for messages.
     pub fn sentence(self) -> &'static str {
         match self {
             Consistency::Filesystem => "file systems frozen",
@@ -54,7 +54,7 @@ impl Consistency {
 }
 
 /// The usual id of a restore point of this moment: the time in UTC in whole seconds, in characters
-/// that every file system accepts. If it is taken, the repository appends `-2`, `-3` and so on.
+/// that every file system accepts. If the id is taken, the repository appends `-2`, `-3` and so on.
 pub fn id_of(time: Timestamp) -> String {
     time.to_zoned(TimeZone::UTC)
         .strftime("%Y-%m-%dT%H-%M-%SZ")
@@ -94,7 +94,8 @@ pub struct RestorePoint {
     /// The domain's disks that it does not hold, with reasons; older manifests do not record them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<LeftOut>,
-    /// What was merged into it since it was committed; `None` if nothing was.
+    /// The restore points that were merged into it since it was committed; `None` if there are
+    /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merged: Option<Merged>,
     /// The restore point of another repository of which it is a copy; `None` if it was made here.
@@ -112,7 +113,7 @@ pub struct RestorePoint {
 pub struct CopiedFrom {
     /// The id of that repository; `None` if it had none.
     pub repository: Option<String>,
-    /// The location of that repository when it was copied, for people.
+    /// The location of that repository when it was copied, for messages.
     pub location: String,
     /// The digest of that restore point's manifest.
     pub manifest: String,
@@ -126,7 +127,7 @@ pub struct CopiedFrom {
 #[serde(rename_all = "camelCase")]
 pub struct Merged {
     /// Its level when it was committed, which the name of its folder shows. The folder keeps its
-    /// name, because images of children name it.
+    /// name, because the images of children refer to it.
     pub committed: Level,
     /// The digests of its earlier manifests, oldest first. Children refer to the manifest that it
     /// had when they were made.
@@ -174,18 +175,18 @@ impl RestorePoint {
         disks.fold(0, |sum, disk| disk.data_bytes.saturating_add(sum))
     }
 
-    /// Whether an image of it holds compressed clusters.
+    /// Whether any of its images holds compressed clusters.
     pub fn is_compressed(&self) -> bool {
         self.disks.iter().any(|disk| disk.compression.is_some())
     }
 
-    /// How often restore points were merged into it.
+    /// The number of merges into this restore point.
     pub fn merges(&self) -> usize {
         self.merged.as_ref().map_or(0, |merged| merged.replaces.len())
     }
 
-    /// Whether it has, or had before a merge, the manifest with this digest. `manifest` is the
-    /// digest of its present manifest.
+    /// Whether `digest` is the digest of its present manifest, which is `manifest`, or of a
+    /// manifest that it had before a merge.
     pub fn has_or_had_manifest(&self, manifest: &str, digest: &str) -> bool {
         let earlier = self.merged.iter().flat_map(|merged| &merged.replaces);
         let mut all = earlier.map(String::as_str).chain([manifest]);
@@ -197,7 +198,7 @@ impl RestorePoint {
         left_out::is_partial(&self.left_out)
     }
 
-    /// The disk of that target.
+    /// The disk with this target.
     pub fn disk(&self, target: &str) -> Option<&DiskPoint> {
         self.disks.iter().find(|disk| disk.target == target)
     }

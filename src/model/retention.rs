@@ -53,21 +53,21 @@ pub(crate) struct Candidate {
 pub enum KeepReason {
     /// A rule keeps it: as one of the last, or as the newest of its hour, day and so on.
     Rule(Rule),
-    /// A rule with quota left keeps it because it is the oldest.
+    /// A rule with quota left keeps it, because it is the oldest restore point.
     Oldest(Rule),
-    /// It is within the policy's span before the newest.
+    /// It is within the policy's span before the newest restore point.
     Within,
     /// It is pinned.
     Pinned,
     /// It is a standalone copy.
     Copy,
-    /// It is the newest of its domain, or of a current period.
+    /// It is the newest restore point of its domain, or of a current period.
     Newest,
-    /// It is the newest with this disk.
+    /// It is the newest restore point with this disk.
     NewestOfDisk(String),
-    /// It is the newest intact one with this disk.
+    /// It is the newest intact restore point with this disk.
     NewestIntactOfDisk(String),
-    /// No restore point of its domain may be removed now.
+    /// It is held back, because no restore point of its domain may be removed now.
     HeldBack,
 }
 

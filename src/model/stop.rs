@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Why the work is to stop.
+/// The reason for a request to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// SIGINT, as after Ctrl-C.
@@ -38,7 +38,8 @@ impl Drop for ExitHold {
 }
 
 impl Stop {
-    /// A stop that is requested together with this one, and can also be requested alone.
+    /// Creates a child: a request to this stop is also one to the child, but not the other way
+    /// round.
     pub fn child(&self) -> Stop {
         Stop {
             own: Arc::default(),
@@ -58,7 +59,7 @@ impl Stop {
         self.exit_holds.load(Ordering::SeqCst) > 0
     }
 
-    /// Asks everything that shares this to stop. Later requests do not change the reason.
+    /// Asks everything that shares this state to stop. Later requests do not change the reason.
     pub fn request(&self, reason: StopReason) {
         let _ = self.own.set(reason);
     }
@@ -68,8 +69,8 @@ impl Stop {
         self.reason().is_some()
     }
 
-    /// Why a stop was requested; `None` if none was. A child's own reason counts before that of its
-    /// parent.
+    /// The reason for the request to stop; `None` without a request. A child's own reason takes
+    /// precedence over that of its parent.
     pub fn reason(&self) -> Option<StopReason> {
         let own = self.own.get().copied();
         own.or_else(|| self.parent.as_ref()?.reason())

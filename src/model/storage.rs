@@ -37,7 +37,7 @@ pub enum Source {
 pub struct Volume {
     /// The pool's name.
     pub pool: String,
-    /// The volume's name in it.
+    /// The volume's name in the pool.
     pub volume: String,
     /// The location of its bytes, once libvirt has reported it.
     pub place: Option<Box<Source>>,
@@ -75,7 +75,7 @@ pub enum Server {
 }
 
 impl Source {
-    /// The path of the file or block device on the host, if it is one and its path is known.
+    /// The path on the host, if the source is a file or block device with a known path.
     pub fn path(&self) -> Option<&PathBuf> {
         match self {
             Source::File(path) | Source::Block(path) => Some(path),
@@ -144,7 +144,7 @@ impl DiskFormat {
         }
     }
 
-    /// QEMU's word for it.
+    /// QEMU's word for the format.
     pub fn word(&self) -> &str {
         match self {
             DiskFormat::Qcow2 | DiskFormat::Qcow2V2 => "qcow2",
@@ -195,7 +195,7 @@ pub struct Layer {
     pub format: DiskFormat,
     /// Its encryption.
     pub encryption: Option<Encryption>,
-    /// Whether it is only a slice of its source.
+    /// Whether the image is only a slice of its source.
     pub is_slice: bool,
     /// The external data file, if there is one: it holds the guest's bytes, and the image only
     /// their mapping.

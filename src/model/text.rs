@@ -1,6 +1,6 @@
 //! Formats names, errors and sizes for people.
 
-/// A name for a message. Characters that would break the line or confuse the terminal are escaped.
+/// A name for a message. Characters that would break the line or control the terminal are escaped.
 pub fn shown(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for character in name.chars() {

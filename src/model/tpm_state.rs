@@ -11,7 +11,7 @@ use tar::{Archive, Builder, EntryType, Header};
 /// The greatest number of files in a state. swtpm keeps three at most.
 pub const MOST_FILES: usize = 32;
 
-/// The greatest size of all files of a state together, in bytes. A usual state has some KiB.
+/// The greatest size of all files of a state together, in bytes. A usual state has a few KiB.
 pub const LARGEST_STATE: u64 = 16 << 20;
 
 /// The name in the archive of a state that is a single file, whatever its name on the host.
@@ -49,7 +49,8 @@ pub struct TpmFile {
 pub struct TpmState {
     /// Its files, in the order of their names.
     pub files: Vec<TpmFile>,
-    /// Whether each file is as swtpm wrote it at one moment. Otherwise it was being written.
+    /// Whether every file is complete, as swtpm wrote it. Otherwise swtpm was writing the state
+    /// while it was read.
     pub is_whole: bool,
 }
 
@@ -75,7 +76,7 @@ pub fn is_state_name(name: &str) -> bool {
 /// Checks the names, the number and the size of the files of a state.
 ///
 /// # Errors
-/// The reason why they are no valid state.
+/// The reason why the files are not a valid state.
 pub fn check(files: &[TpmFile]) -> Result<(), String> {
     if files.is_empty() {
         return Err("it has no files".to_owned());
@@ -102,7 +103,7 @@ pub fn check(files: &[TpmFile]) -> Result<(), String> {
 /// Packs the files of a state.
 ///
 /// # Errors
-/// They are no valid state, with the reason.
+/// The reason why the files are not a valid state.
 pub fn pack(files: &[TpmFile]) -> Result<Vec<u8>, String> {
     check(files)?;
     let packed = || -> io::Result<Vec<u8>> {
@@ -127,7 +128,7 @@ pub fn pack(files: &[TpmFile]) -> Result<Vec<u8>, String> {
 /// Unpacks the files of a state.
 ///
 /// # Errors
-/// The bytes are no archive of a valid state, with the reason. Nothing of such an archive may be
+/// The reason why the bytes are not the archive of a valid state. Nothing of such an archive may be
 /// used.
 pub fn unpack(bytes: &[u8]) -> Result<Vec<TpmFile>, String> {
     let unreadable = |error: io::Error| format!("it is not a readable tar archive: {error}");

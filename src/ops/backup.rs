@@ -59,7 +59,7 @@ pub struct Options {
     pub prune: bool,
     /// The policy to apply after the new restore point exists, if there is one.
     pub keep: Option<Policy>,
-    /// Whether to allow a second grouping beside the existing one.
+    /// Whether to back up even if the domain's backups have another grouping.
     pub force: bool,
     /// Whether to make a standalone copy, which has no checkpoint and belongs to no chain.
     pub copy: bool,
@@ -103,7 +103,7 @@ pub struct Outcome {
     pub prune: Option<PruneOutcome>,
     /// The result of the policy, if there was one.
     pub retention: Option<RetentionOutcome>,
-    /// The findings: those in the manifest, those about the repository and its repairs, and
+    /// The findings in the manifest, those about the repository and repairs, and those about
     /// problems after the commit.
     pub findings: Vec<Finding>,
 }
@@ -253,7 +253,9 @@ impl Options {
             ),
             Some(policy) if policy.is_empty() => Some(retention::EMPTY_POLICY),
             Some(_) if self.prune => Some("--prune and --keep-… cannot be combined: use one of them"),
-            Some(_) if self.copy => Some("--copy and --keep-… cannot be combined: no rule applies to a copy"),
+            Some(_) if self.copy => {
+                Some("--copy and --keep-… cannot be combined: the rules do not apply to copies")
+            }
             _ => None,
         }
     }
@@ -338,8 +340,8 @@ pub struct Preview {
     pub prune: Option<PrunePlan>,
     /// What the policy would remove afterwards, if there is one.
     pub retention: Option<RetentionPreview>,
-    /// The run that writes to the domain's folder now, as it describes itself. Until it ends, its
-    /// unfinished work looks like leftovers.
+    /// A description of the run that writes to the domain's folder now, if there is one. Until that
+    /// run ends, its unfinished work looks like leftovers.
     pub writer: Option<String>,
 }
 

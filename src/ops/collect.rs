@@ -7,10 +7,11 @@ use crate::repo::Repository;
 
 pub use crate::repo::{Amount, CollectReport, Collection, Waiting};
 
-/// Collects unused data. `None` for a repository in which a removal frees its space at once.
+/// Collects unused data. Returns `None` for a kind of repository in which removing a restore point
+/// frees its space at once.
 ///
 /// # Errors
-/// Something cannot be read; then nothing was deleted. If the repository fails later, the next
+/// Something cannot be read, and nothing was deleted; or the repository fails later, and the next
 /// collection does the rest.
 pub fn collect(repo: &dyn Repository, how: &Collection, stop: &Stop) -> Result<Option<CollectReport>> {
     repo.collect(how, stop).map_err(|error| match stop.reason() {

@@ -60,7 +60,7 @@ pub struct Options {
 ///
 /// # Errors
 /// There is nothing to compare with, the domain or its folder cannot be used now, reading failed,
-/// or a stop was requested. A difference is no error: it is in the outcome.
+/// or a stop was requested. A difference is not an error; the outcome reports it.
 pub fn compare(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     monitor::noting(context.monitor, |monitor| {
         compare_noting(name, &context.with_monitor(monitor), options)
@@ -78,7 +78,7 @@ fn compare_noting(name: &str, context: &Context, options: &Options) -> Result<Ou
     let latest = match history.chains.latest_in_periods() {
         Some(latest) => latest,
         None if history.chains.latest().is_some() => {
-            let what = "the repository holds only copies of this domain, and no bitmap records what was written since a copy: make a backup without --copy first";
+            let what = "the repository holds only standalone copies of this domain, and no bitmap records what was written since a copy: make a backup without --copy first";
             return Err(Error::of(name, Cause::NoSuchRestorePoint(what.to_owned())));
         }
         None => restore::choose(name, &history, "latest")?,

@@ -9,14 +9,14 @@ use crate::model::block::{Block, BlockError, BlockErrorKind, BlockSink, BlockSou
 use crate::model::buffer::BufferPool;
 use crate::model::stop::{Stop, StopReason};
 
-/// The size of a buffer in bytes: that of a huge page, so that each buffer fills exactly one.
+/// The size of a buffer in bytes: exactly one huge page.
 pub const BUFFER_SIZE: usize = 2 << 20;
 
 /// The number of buffers per disk: for requests in flight, for blocks that wait for the writer, and
 /// for the block that is being written.
 pub const BUFFERS: usize = 16;
 
-/// How long the NBD server of a disk may take to answer.
+/// How long the NBD server of a disk may take to answer one request.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// The interval at which the progress of an export is read.
@@ -41,11 +41,11 @@ pub struct Progress {
 /// A separate thread receives the data and passes it to the sink. The calling thread reports the
 /// progress. If reporting takes long, intermediate values are missed, but the copy is not delayed.
 ///
-/// `stop` is requested if the sink fails, so that everything that shares this stop ends too, such
-/// as the copies of the other disks of a job.
+/// `stop` is requested if the sink fails, which also ends the other work that shares this stop,
+/// such as the copies of the job's other disks.
 ///
 /// # Errors
-/// The first error of the source or the sink; or a request to stop.
+/// The first error of the source or the sink, or a request to stop.
 pub fn copy_export(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,
@@ -72,11 +72,11 @@ pub fn copy_export(
 
 /// Copies a chain of images and finishes the sink. A separate thread reads and hashes the images.
 ///
-/// `stop` must be the one that the source checks too: it is requested if the sink fails, so that a
+/// `stop` must be the one that the source checks. It is requested if the sink fails, so that a
 /// waiting reader ends.
 ///
 /// # Errors
-/// The first error of the source or the sink; or a request to stop.
+/// The first error of the source or the sink, or a request to stop.
 pub(crate) fn copy_chain(
     source: &mut dyn BlockSource,
     sink: &mut dyn BlockSink,

@@ -17,7 +17,8 @@ pub enum Fault {
     Failed(Class),
     /// A disk is missing that should have been saved, or (in a dry run) no backup is possible.
     Partial,
-    /// Pruning failed, or is not allowed now, so restore points may remain that should go.
+    /// Pruning failed, or is not allowed now, so restore points remain that should have been
+    /// removed.
     NotPruned,
     /// Stored data is damaged, or differs from the domain.
     Damaged,
@@ -25,7 +26,7 @@ pub enum Fault {
     NotProven,
     /// Not everything could be examined.
     Incomplete,
-    /// No domain had anything to work on.
+    /// There was nothing to do in any domain.
     Nothing,
     /// The run was asked to stop, for this reason.
     Stopped(StopReason),
@@ -49,16 +50,16 @@ pub trait Judged {
 pub struct Turn<T> {
     /// The domain's name.
     pub domain: String,
-    /// How long it took; zero if it did not begin or was not measured.
+    /// How long the work took; zero if it did not begin or was not measured.
     pub took: Duration,
-    /// How it ended.
+    /// How the work ended.
     pub ending: Ending,
     /// What the verb returned.
     pub result: Result<T>,
 }
 
 impl<T: Judged> Turn<T> {
-    /// The work on a domain that took this long and returned this.
+    /// Creates the record of the work on a domain, with its duration and result.
     pub fn new(domain: &str, took: Duration, result: Result<T>) -> Turn<T> {
         let faults = faults_of(&result);
         let is_stop = |fault: &Fault| matches!(fault, Fault::Failed(Class::Stopped(_)));
@@ -110,7 +111,7 @@ pub struct Each<'a> {
     pub domains: &'a [String],
     /// The receiver of events.
     pub monitor: &'a dyn Monitor,
-    /// The request to stop. After it no further domain begins.
+    /// The request to stop. After a request, the work on no further domain begins.
     pub stop: &'a Stop,
 }
 
@@ -118,7 +119,8 @@ impl Each<'_> {
     /// Runs the verb for one domain after the other.
     ///
     /// `may_skip` decides whether a domain that fails with this error counts as skipped. `ended` is
-    /// called after each domain, before the next one begins; not for domains that never began.
+    /// called after each domain, before the next one begins, but not for domains on which no work
+    /// began.
     pub fn run<T: Judged>(
         &self,
         mut verb: impl FnMut(&str) -> Result<T>,
@@ -161,13 +163,13 @@ impl Each<'_> {
 pub struct Round<T> {
     /// The work on each domain, in the order of the domains.
     pub turns: Vec<Turn<T>>,
-    /// Why the run was asked to stop; `None` if it was not.
+    /// Why the run was asked to stop; `None` if there was no request.
     pub stopped: Option<StopReason>,
 }
 
 impl<T: Judged> Round<T> {
-    /// Makes a run from results that exist already, such as those of a status, for which several
-    /// domains are examined at the same time.
+    /// Makes a run from existing results. `status` uses it, because it examines several domains at
+    /// the same time.
     pub fn of(domains: &[String], results: Vec<Result<T>>, stop: &Stop) -> Round<T> {
         let turns = domains.iter().zip(results);
         Round {
@@ -212,7 +214,7 @@ impl Faults {
         kinds
     }
 
-    /// Adds a fault, unless it is there already.
+    /// Adds a fault, unless the list contains it already.
     pub fn add(&mut self, fault: Fault) {
         if !self.kinds.contains(&fault) {
             self.kinds.push(fault);
@@ -224,7 +226,7 @@ impl Faults {
         self.kinds.is_empty()
     }
 
-    /// The faults, in the order in which they were met.
+    /// The faults, in the order in which they occurred.
     pub fn kinds(&self) -> &[Fault] {
         &self.kinds
     }

@@ -98,7 +98,7 @@ pub enum Cause {
     #[error("a disk error paused the guest ({0}); vmsnap gives up the job, so that the guest can continue")]
     GuestPaused(String),
     /// The requested restore point or disk does not exist, or there is nothing to compare with. The
-    /// text says which.
+    /// text names it.
     #[error("{0}")]
     NoSuchRestorePoint(String),
     /// The restore point cannot be restored completely.
@@ -120,7 +120,7 @@ pub enum Cause {
     /// The repository contains no restore point of the domain, not even an unreadable one.
     #[error("there are no restore points of this domain in the repository")]
     NoRestorePoints,
-    /// The name to scrub is not one that vmsnap gives.
+    /// The name to scrub is not of the form that vmsnap uses.
     #[error(
         "'{}' is not a vmsnap name (virtnbdbackup.N): vmsnap never touches checkpoints or bitmaps with other names",
         shown(name)
@@ -129,9 +129,9 @@ pub enum Cause {
         /// The requested name.
         name: String,
     },
-    /// Another repository may need the checkpoint or bitmap that was to be scrubbed.
+    /// Another repository may need the checkpoint or bitmap to scrub.
     #[error(
-        "'{}' was not removed, because it may belong to another repository than the given one",
+        "'{}' was not removed, because it may belong to a repository other than the given one",
         shown(name)
     )]
     OtherRepository {
@@ -150,7 +150,7 @@ pub enum Cause {
     #[error("{0} still exists although its removal reported success")]
     StillThere(String),
     /// Several rounds of repairs were not enough; the text describes the last round.
-    #[error("repairs were needed again and again; the last repairs were: {0}")]
+    #[error("several rounds of repairs were not enough; the last repairs were: {0}")]
     NotCleanedUp(String),
     /// A scrub removed all that it could see, but could not examine every disk.
     #[error("some bitmaps may remain: {0}")]
@@ -158,7 +158,7 @@ pub enum Cause {
     /// The target already exists.
     #[error("{} already exists; it was not overwritten", .0.display())]
     Exists(std::path::PathBuf),
-    /// The place for the state of a TPM is taken.
+    /// The state of a TPM already exists in the place for the new one.
     #[error("the state of a TPM already exists in {}; it was not overwritten", .0.display())]
     TpmStateExists(std::path::PathBuf),
     /// The target of a restore is in use. Nothing has been written.
@@ -170,7 +170,7 @@ pub enum Cause {
         users: Vec<Usage>,
     },
     /// A block device came into use while it was being written.
-    #[error("{} came into use while it was being written: {}", path.display(), listed(users))]
+    #[error("{} came into use while vmsnap was writing to it: {}", path.display(), listed(users))]
     TakenMeanwhile {
         /// The block device.
         path: std::path::PathBuf,
@@ -179,7 +179,7 @@ pub enum Cause {
     },
     /// A block device is too small for the disk. Nothing has been written.
     #[error(
-        "{} is too small: it has {device} bytes ({}), and the disk has {disk} bytes ({})",
+        "{} is too small: the device has {device} bytes ({}), and the disk has {disk} bytes ({})",
         path.display(), bytes(*device), bytes(*disk)
     )]
     TooSmall {
@@ -190,10 +190,11 @@ pub enum Cause {
         /// The disk's size in bytes.
         disk: u64,
     },
-    /// A volume of that name exists in the storage pool. Nothing has been written.
+    /// A volume with the requested name already exists in the storage pool. Nothing has been
+    /// written.
     #[error(
-        "the storage pool '{}' already has a volume '{}'{}; it was not overwritten", shown(pool), shown(name),
-        if *is_unfinished { ", which a restore that did not end has left" } else { "" }
+        "the storage pool '{}' already has a volume '{}'{}, which was not overwritten", shown(pool), shown(name),
+        if *is_unfinished { " of an unfinished restore" } else { "" }
     )]
     VolumeExists {
         /// The pool.
@@ -218,10 +219,10 @@ pub enum Cause {
     /// The disks cannot be restored in place. Nothing has been written.
     #[error(transparent)]
     InPlaceRefusal(#[from] InPlaceRefusal),
-    /// A restore in place has not ended. The sentence says which.
+    /// A restore in place has not ended. The text describes it.
     #[error("{0}")]
     InBetween(String),
-    /// A disk that was restored in place does not read back as it was written.
+    /// Reading back a disk that was restored in place returned other bytes than were written.
     #[error("the disk does not hold what was written to it")]
     NotAsWritten,
     /// An operation on a file failed.
@@ -251,14 +252,13 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Whether this process, or the whole machine, may have run out of open files. That says
-    /// nothing about the stored data.
+    /// Whether this process, or the whole machine, may have run out of open files. The stored data
+    /// may be sound nevertheless.
     pub(crate) fn lacks_files(&self) -> bool {
         lacks_files(self)
     }
 
-    /// Whether reading failed for a reason that says nothing about the stored data, such as a
-    /// missing permission.
+    /// Whether reading failed for a reason other than damage, such as a missing permission.
     pub fn is_no_verdict(&self) -> bool {
         match self {
             Cause::Repo(error) => is_no_verdict(error),
@@ -358,7 +358,7 @@ impl Error {
         }
     }
 
-    /// Whether a call timed out that may still take effect.
+    /// Whether the error is a timeout of a call that may still take effect.
     pub fn is_unanswered(&self) -> bool {
         matches!(self.cause, Cause::Host(HostError::NoAnswer { .. }))
     }
@@ -386,23 +386,23 @@ impl Error {
             Cause::Host(HostError::Libvirt {
                 operation, message, ..
             }) if operation == "start the domain" && message.contains("Permission denied") => {
-                "QEMU's user has to reach the folder of --scratch-dir; AppArmor or SELinux may refuse its socket: \
-                 docs/reference.md has the rule to add (section Boot)"
+                "QEMU's user needs access to the folder of --scratch-dir; if AppArmor or SELinux denies access to the socket there, \
+                 add the rule that docs/reference.md shows (section Boot)"
             }
             Cause::Host(HostError::Libvirt {
                 operation, message, ..
             }) if operation == "start the domain" && message.contains("'user'") => {
-                "this QEMU has no user network for cards without a link: name a network with --network"
+                "this QEMU lacks user-mode networking, which network cards without a link need: choose a network with --network"
             }
             Cause::Host(HostError::Appliance { .. }) => APPLIANCE,
             Cause::Files(fault) => return fault.hint().map(str::to_owned),
             Cause::Mount(error) => return error.hint(),
             Cause::Repo(RepoError::Pack(error)) => return error.hint().map(str::to_owned),
             Cause::Repo(RepoError::ReadOnly { .. }) => {
-                "`vmsnap copy --from` that location copies its restore points to a repository of vmsnap"
+                "use `vmsnap copy --from` with this location to copy its restore points to a repository that vmsnap can write to"
             }
             Cause::Repo(RepoError::Locked { .. }) => {
-                "wait for that run to end, or use --wait SECONDS; a killed run leaves no lock behind"
+                "wait for that run to end, or use --wait SECONDS; a killed run leaves no lock"
             }
             Cause::Repo(error) if error.is_no_space() => NO_SPACE,
             Cause::Repo(RepoError::Unusable { source, .. } | RepoError::Io { source, .. })
@@ -465,8 +465,8 @@ impl Error {
             Cause::InBetween(_) => {
                 let domain = shell_word(&self.domain);
                 return Some(format!(
-                    "end it with `vmsnap restore {domain} --in-place`, to this or another restore point (--at); if the disks \
-                     have been put right in another way, remove the mark with `vmsnap restore {domain} --in-place --abandon`"
+                    "finish it with `vmsnap restore {domain} --in-place`, to this or another restore point (--at); if the disks \
+                     were repaired in another way, remove the mark with `vmsnap restore {domain} --in-place --abandon`"
                 ));
             }
             Cause::NotAsWritten => "check the storage of the disk's image, then run the restore again",
@@ -524,8 +524,8 @@ const LACKS_FILES: &str = "raise the hard limit of open files (`ulimit -Hn`, Lim
     systemd), or fs.file-max if the whole system has reached its limit: each image of a chain needs \
     one open file";
 
-const APPLIANCE: &str = "`libguestfs-test-tool` shows why, if it is run by the same user; libguestfs builds the machine from a kernel in /boot, \
-    which this user has to be able to read (Debian: package linux-image-amd64 or linux-image-cloud-amd64)";
+const APPLIANCE: &str = "run `libguestfs-test-tool` as the same user to find the cause; libguestfs builds the machine from a kernel in /boot, \
+    which this user must be able to read (Debian: package linux-image-amd64 or linux-image-cloud-amd64)";
 
 const NO_SPACE: &str = "free space on that file system, then run again; earlier restore points are intact";
 

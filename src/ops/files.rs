@@ -32,7 +32,7 @@ mod read;
 
 pub use crate::host::guestfish::{FileFacts, FileKind};
 
-/// What to do with the files.
+/// The action on the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FilesAction {
     /// List the devices and the file systems.
@@ -55,18 +55,18 @@ pub enum FilesAction {
 /// The options.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore point: as for a restore.
+    /// Selects the restore point, as `vmsnap restore --at` does.
     pub at: String,
     /// The targets of the disks to look at; empty for all.
     pub disks: Vec<String>,
-    /// The device whose file system is read; `None` for those of the operating system, or for the
-    /// only one.
+    /// The device whose file system is read; `None` for the file systems that the operating system
+    /// mounts, or for the only file system.
     pub device: Option<String>,
-    /// What to do.
+    /// The action.
     pub action: FilesAction,
 }
 
-/// The environment.
+/// The environment of the work on files.
 #[derive(Clone, Copy)]
 pub struct Means<'a> {
     /// The repository of the restore point.
@@ -75,7 +75,7 @@ pub struct Means<'a> {
     pub monitor: &'a dyn Monitor,
     /// Ends the work.
     pub stop: &'a Stop,
-    /// A number that nobody can guess.
+    /// An unpredictable number, for names that nobody can guess.
     pub random: u64,
 }
 
@@ -84,17 +84,17 @@ pub struct Means<'a> {
 pub struct Outcome {
     /// The restore point.
     pub point: RestorePoint,
-    /// What was done.
+    /// The result of the action.
     pub done: Done,
-    /// The findings, which the monitor has got, too.
+    /// The findings; the monitor has received them too.
     pub findings: Vec<Finding>,
-    /// Whether reads failed because stored data are damaged.
+    /// Whether reads failed because stored data is damaged.
     pub has_damage: bool,
-    /// Whether reads failed for another reason.
+    /// Whether reads failed for a reason other than damage.
     pub has_failures: bool,
 }
 
-/// What was done.
+/// The result of the action.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
     /// The devices and file systems.
@@ -112,7 +112,7 @@ pub enum Done {
 pub struct FileSystems {
     /// The disks.
     pub disks: Vec<DiskDevice>,
-    /// The file systems, and what else the devices hold.
+    /// The file systems, and other content of the devices, such as swap.
     pub found: Vec<FileSystemFacts>,
     /// The operating systems: the device of each root, and its name if that is known.
     pub systems: Vec<(String, Option<String>)>,
@@ -138,7 +138,7 @@ pub struct FileSystemFacts {
     pub kind: String,
     /// Its label, if it has one.
     pub label: Option<String>,
-    /// The size of its device, in bytes, if it is a device.
+    /// The size of the file system's device, in bytes, if known.
     pub size: Option<u64>,
     /// Where an operating system mounts it.
     pub mounted_on: Vec<OsString>,
@@ -149,9 +149,9 @@ pub struct FileSystemFacts {
 pub struct FileEntry {
     /// Its name in the folder.
     pub name: OsString,
-    /// Facts about it.
+    /// Facts about the file.
     pub facts: FileFacts,
-    /// What a symbolic link leads to.
+    /// The target of a symbolic link; `None` for other files.
     pub link: Option<OsString>,
 }
 
@@ -260,7 +260,7 @@ fn work(
     let fish = Guestfish::start(setup).map_err(|error| failure(domain, means.stop, error))?;
     notes.extend(fish.without_kvm().map(|why| {
         let what = format!(
-            "guestfish runs its virtual machine without KVM, which is slow, because with KVM it failed: {why}"
+            "guestfish runs its virtual machine without KVM, which is slow, because the machine failed with KVM: {why}"
         );
         Finding::new("appliance-without-kvm", what)
     }));

@@ -31,7 +31,7 @@ pub(super) fn check(repository: &dyn DomainRepository, history: &History, wanted
     }
 }
 
-/// The code of the finding that a backup with this grouping would be refused.
+/// The code of the finding that says that a backup with this grouping would be refused.
 pub(super) const OTHER_GROUPING: &str = "other-grouping";
 
 /// Returns a finding if a backup with the wanted grouping would be refused.

@@ -20,7 +20,7 @@ use crate::repo::{DomainRepository, DomainWriter, History, Leftover};
 /// something new happens during it. The limit ends repairs that change nothing.
 const ROUNDS: usize = 5;
 
-/// A domain with nothing left to repair now. Removals that have to wait may remain.
+/// A domain after its repairs. Only removals that have to wait may remain.
 pub(crate) struct HealedDomain {
     /// Its current state.
     pub survey: Survey,
@@ -199,8 +199,8 @@ pub(super) fn undo(domain: &Domain, entry: &JournalEntry, context: &Context) -> 
         .try_for_each(|repair| carry_out_at_host(repair, domain, context).map(drop))
 }
 
-/// Removes the bitmaps of that name from all disks, unless a checkpoint owns them. Missing bitmaps
-/// are no error.
+/// Removes the bitmaps named `name` from all disks, unless a checkpoint owns them. Missing bitmaps
+/// are not an error.
 pub(super) fn remove_orphaned_bitmaps(
     host: &dyn Host,
     domain: &Domain,

@@ -42,14 +42,14 @@ pub use plan::{Basis, ChainPart, InPlaceDisk, InPlacePlan};
 /// The options of a restore in place.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore point, as for a restore to another place.
+    /// Selects the restore point, as for a restore to another place.
     pub at: String,
     /// The targets of the disks to restore; empty for all of the restore point.
     pub disks: Vec<String>,
-    /// The disk of another restore point that is written onto a disk of the domain. `disks` is then
-    /// empty.
+    /// A disk of the restore point, and the other disk onto which it is written. If given, `disks`
+    /// is empty.
     pub mapping: Option<Mapping>,
-    /// Whether the present state is lost instead of saved.
+    /// Whether the present state of the disks is discarded instead of saved.
     pub discard_current: bool,
     /// The rule for full restore points, for the backup of the present state.
     pub full: FullRule,
@@ -77,8 +77,8 @@ pub struct Outcome {
     pub point: RestorePoint,
     /// The domain of the restore point, if a disk got the content of another one.
     pub of: Option<String>,
-    /// The id of the restore point that holds the state before, if it was saved by this run or by
-    /// the unfinished one that this run ended.
+    /// The id of the restore point that holds the previous state of the disks, if this run saved
+    /// it, or the unfinished run that this run finished.
     pub saved: Option<String>,
     /// The disks, each with what was compared and written.
     pub disks: Vec<RestoredInPlace>,
@@ -97,7 +97,7 @@ pub struct RestoredInPlace {
     pub written: Written,
 }
 
-/// Plans a restore in place. Reads only, and does not open the disks.
+/// Plans a restore in place. Changes nothing, and does not open the disks.
 pub fn preview(domain: &str, context: &Context, options: &Options) -> Result<InPlacePlan> {
     let repository = context.repo.domain(domain);
     let repository = repository.map_err(|error| Error::of(domain, error))?;
@@ -117,8 +117,8 @@ pub fn preview(domain: &str, context: &Context, options: &Options) -> Result<InP
 /// Brings the disks of the domain `name` back to a restore point.
 ///
 /// # Errors
-/// The domain or its disks do not allow it, or something failed. If the disks are in between then,
-/// a finding has said so.
+/// The domain or its disks do not allow a restore in place, or something failed. If the disks are
+/// only partly restored, a finding reports it.
 pub fn restore_in_place(name: &str, context: &Context, options: &Options) -> Result<Outcome> {
     monitor::noting(context.monitor, |monitor| {
         carry_out(name, &context.with_monitor(monitor), options)
@@ -145,7 +145,9 @@ fn carry_out(name: &str, context: &Context, options: &Options) -> Result<Outcome
         // Another restore in place has begun or ended in the meantime.
         let cause = match unfinished {
             Some(found) => Cause::InBetween(found.sentence()),
-            None => Cause::Usage("another restore in place has ended in the meantime: run again".to_owned()),
+            None => Cause::Usage(
+                "another restore in place ended in the meantime: run the command again".to_owned(),
+            ),
         };
         return Err(Error::of(name, cause));
     }
@@ -187,8 +189,8 @@ fn carry_out(name: &str, context: &Context, options: &Options) -> Result<Outcome
     attempt.make()
 }
 
-/// Gives up a restore in place that has not ended: the disks stay as they are, and backups are made
-/// again. Returns what was given up; `None` if there was nothing.
+/// Gives up an unfinished restore in place: the disks stay as they are, and backups are allowed
+/// again. Returns the removed mark; `None` if there was none.
 pub fn abandon(name: &str, context: &Context, wait: Duration) -> Result<Option<FoundMark>> {
     let repository = context.repo.domain(name);
     let repository = repository.map_err(|error| Error::of(name, error))?;
@@ -379,7 +381,7 @@ impl Request {
                 source: disk.source.text(),
                 basis: match &self.mapping {
                     None => plan::basis(&known, disk, &self.point),
-                    Some(_) => Basis::Whole("the restore point is of another disk".to_owned()),
+                    Some(_) => Basis::Whole("the content comes from another disk".to_owned()),
                 },
                 from,
             })
@@ -655,8 +657,8 @@ impl Attempt<'_> {
             }
             return error;
         }
-        let what = "the disks are in between two moments now; do not start the domain: run the restore in place again \
-                    when the cause of the failure is gone, with this or another restore point";
+        let what = "the disks are only partly restored, so do not start the domain; when the cause of the failure is gone, \
+                    run the restore in place again, with this or another restore point";
         self.report(&Finding::new("disks-in-between", what));
         error
     }

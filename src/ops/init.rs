@@ -15,7 +15,7 @@ pub use crate::repo::{
 
 /// A new repository.
 pub struct Options {
-    /// How it is protected.
+    /// How the repository is protected.
     pub protection: Protection,
     /// The label of its key slots.
     pub label: String,
@@ -23,7 +23,7 @@ pub struct Options {
     pub now: Timestamp,
 }
 
-/// Creates a repository.
+/// Creates a pack repository.
 ///
 /// # Errors
 /// The location is invalid or in use, or its store fails. Then nothing was created.
@@ -36,7 +36,7 @@ pub fn init(location: &Path, options: Options, stop: &Stop) -> Result<NewPack> {
     repo::create_pack(location, &creation, stop).map_err(|error| Error::of("", RepoError::from(error)))
 }
 
-/// Reads the facts about a repository, which need no key.
+/// Reads the facts about a pack repository that can be read without a key.
 ///
 /// # Errors
 /// There is no repository at this location, or it cannot be read.

@@ -10,18 +10,19 @@ pub use crate::repo::{
     SessionNote,
 };
 
-/// Checks the repository as a whole. `None` for one without a structure that restore points share.
+/// Checks the repository as a whole. Returns `None` for a kind of repository in which restore
+/// points share no structure.
 ///
 /// # Errors
-/// Something cannot be read for a reason that says nothing about it. Damage is no error.
+/// Something cannot be read, for a reason other than damage. Damage is not an error.
 pub fn check(repo: &dyn Repository, deep: bool, stop: &Stop) -> Result<Option<RepositoryCheck>> {
     repo.check(deep, stop).map_err(|error| failed(error, stop))
 }
 
-/// Lists data in the index again that it lacks. `None` for a repository without an index.
+/// Adds missing packs to the index. Returns `None` for a repository without an index.
 ///
 /// # Errors
-/// The repository fails, or a collection is at work. A later call does the rest.
+/// The repository fails, or a collection is at work. A later call continues.
 pub fn rebuild_index(repo: &dyn Repository, how: &Rebuild, stop: &Stop) -> Result<Option<RebuildReport>> {
     repo.rebuild_index(how, stop).map_err(|error| failed(error, stop))
 }

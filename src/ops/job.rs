@@ -21,18 +21,19 @@ pub(super) struct JobPlan<'a> {
     pub(super) request: &'a BackupRequest,
     /// The run's mark, which identifies its checkpoint.
     pub(super) mark: &'a str,
-    /// Two phrases for a message: who runs the job, and who would clean up after that run
-    /// (`this run`, `the next run`).
+    /// Two phrases for messages: the run that has the job, and the run that would clean up after a
+    /// failure (such as `this run`, `the next run`).
     pub(super) actors: (&'static str, &'static str),
 }
 
-/// The results of a job that ended well.
+/// The results of a job that ended without an error.
 pub(super) struct EndedJob<T> {
     /// The result of the work.
     pub(super) work: T,
     pub(super) checkpoint: Option<NewCheckpoint>,
     pub(super) consistency: Consistency,
-    /// Findings about files that could not be removed at its end. They have been reported already.
+    /// Findings about files that could not be removed at the end of the job. The monitor has
+    /// received them already.
     pub(super) findings: Vec<Finding>,
 }
 
@@ -43,7 +44,7 @@ struct Failure {
     is_undone: bool,
 }
 
-/// Returns the word that makes a run's mark and the names of its places unique.
+/// Returns a word for a run's mark and for the names of its places, which makes them unique.
 pub(super) fn run_word(seed: u64) -> String {
     let mut random = Random::new(seed);
     let number = u128::from(random.next()) << 64 | u128::from(random.next());
@@ -53,11 +54,12 @@ pub(super) fn run_word(seed: u64) -> String {
 
 /// Writes the journal entry, begins the job, does the work and ends the job.
 ///
-/// After a success the journal entry still exists. It goes with the pending restore point.
+/// After a success the journal entry still exists. It is removed together with the pending restore
+/// point.
 ///
 /// # Errors
-/// The first failure. Then nothing is left of the job, or a finding has said that the next run will
-/// clean up.
+/// The first failure. Afterwards nothing is left of the job, or a finding reports that the next run
+/// will clean up.
 pub(super) fn run<T>(
     plan: &JobPlan<'_>,
     pending: Box<dyn PendingPoint>,
@@ -182,8 +184,7 @@ fn may_be_left(error: &HostError, domain: &Domain) -> bool {
     }
 }
 
-/// Creates the error of a run. A failure that the user's request to stop has caused is reported as
-/// that request.
+/// Creates the error of a run. A failure that a request to stop caused is reported as that request.
 pub(super) fn failed(domain: &Domain, context: &Context, cause: impl Into<Cause>) -> Error {
     let error = Error::of(&domain.name, cause);
     match context.stop.reason() {
@@ -192,7 +193,7 @@ pub(super) fn failed(domain: &Domain, context: &Context, cause: impl Into<Cause>
     }
 }
 
-/// Returns why a job cannot be relied on any more, or `None` if it can.
+/// Returns the reason why a job is no longer reliable, or `None` if it is.
 pub(super) fn trouble(domain: &str, job: &dyn BackupJob) -> Option<Error> {
     match job.health() {
         Ok(JobHealth::Good) => None,

@@ -1,4 +1,4 @@
-//! The journal entry of a run: what it is about to begin outside the repository.
+//! The journal entry of a run, which records what the run is about to begin outside the repository.
 
 use serde::{Deserialize, Serialize};
 

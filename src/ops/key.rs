@@ -27,7 +27,7 @@ pub fn remove(location: &Path, opener: &Opener, slot: &str, stop: &Stop) -> Resu
     done(repo::open_pack(location, stop).and_then(|repository| repository.remove_slot(opener, slot, stop)))
 }
 
-/// Writes the age file of a slot to a new file, which only its owner may read.
+/// Writes a copy of a key slot, in the format of age, to a new file that only its owner may read.
 ///
 /// # Errors
 /// There is no such slot, the repository cannot be used, or the file exists or cannot be written.
@@ -51,7 +51,7 @@ pub fn export(location: &Path, slot: Option<&str>, file: &Path, stop: &Stop) -> 
 /// Reads a recovery file.
 ///
 /// # Errors
-/// It cannot be read, or is too large.
+/// The file cannot be read, or is too large.
 pub fn read_recovery_file(path: &Path) -> Result<RecoveryFile> {
     let unusable = |why: String| PackError::SecretFile {
         path: path.to_owned(),
@@ -61,7 +61,7 @@ pub fn read_recovery_file(path: &Path) -> Result<RecoveryFile> {
         let content = read_bounded(path).map_err(|error| unusable(error.to_string()))?;
         match content.len() as u64 > LARGEST_RECOVERY_FILE {
             true => Err(unusable(format!(
-                "a recovery file has at most {} KiB, and this file is larger",
+                "this file is larger than any recovery file (at most {} KiB)",
                 LARGEST_RECOVERY_FILE / 1024
             ))),
             false => Ok(RecoveryFile {

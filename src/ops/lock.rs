@@ -10,8 +10,8 @@ use crate::wait;
 /// Time between two tries.
 const STEP: Duration = Duration::from_millis(100);
 
-/// Takes the lock of the domain's folder; waits up to `wait` while another run holds it, and
-/// reports that once.
+/// Takes the lock of the domain's folder; waits up to `wait` while another run holds the lock, and
+/// reports the wait once.
 ///
 /// # Errors
 /// The lock is still held after that time, the user asked to stop, or the folder cannot be used.
@@ -53,7 +53,7 @@ pub(super) fn lock(
     }
 }
 
-/// Takes the lock with the monitor and the stop of a context.
+/// Takes the lock, with the monitor and the request to stop of `context`.
 pub(super) fn lock_for(
     repository: &dyn DomainRepository,
     wait: Duration,

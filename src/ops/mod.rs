@@ -118,7 +118,7 @@ pub fn connect(uri: Option<&str>) -> Result<Box<dyn Host>> {
 #[cfg(feature = "libvirt")]
 const LOOK_DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Connects to a hypervisor read-only, for work that can do without a hypervisor.
+/// Connects to a hypervisor read-only, for work that is also possible without one.
 ///
 /// Returns `None` if the connection fails or takes longer than ten seconds. If the chosen
 /// hypervisor cannot be reached, `qemu:///system` is tried.
@@ -159,9 +159,11 @@ pub(crate) fn missing_programs(programs: &[&'static str]) -> Vec<&'static str> {
     programs.iter().filter(is_missing).copied().collect()
 }
 
-/// What opens a repository that is encrypted, and where its host keeps its own files.
+/// The secret that opens an encrypted repository, and the folders in which this host keeps its own
+/// files.
 pub(crate) struct Access<'a> {
-    /// Gets the secret. It is called only if one is needed, because it may ask the user.
+    /// Gets the secret. This function is called only if a secret is needed, because it may ask the
+    /// user.
     pub(crate) opener: &'a dyn Fn() -> Result<Opener>,
     /// The folders of this host.
     pub(crate) folders: HostFolders,
@@ -219,7 +221,7 @@ fn check_writable(location: &Path) -> Result<()> {
     }
 }
 
-/// Opens a repository as [`open_or_create_repository`] does, but creates nothing: for a dry run.
+/// Opens a repository for a dry run: as [`open_or_create_repository`], but creates nothing.
 pub(crate) fn open_as_if_created_repository(
     location: &Path,
     access: &Access<'_>,

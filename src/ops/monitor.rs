@@ -7,7 +7,7 @@ use super::{Error, Result};
 use crate::model::finding::Finding;
 use crate::model::restore_point::Level;
 
-/// Something worth showing while a verb works.
+/// An event to show while a verb works.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
     /// The work on a domain begins.
@@ -23,7 +23,7 @@ pub enum Event<'a> {
     DomainEnds {
         /// The domain.
         domain: &'a str,
-        /// How it ended.
+        /// How the work ended.
         ending: Ending,
     },
     /// A step that may take a moment has begun.
@@ -37,7 +37,7 @@ pub enum Event<'a> {
     Waits {
         /// The domain.
         domain: &'a str,
-        /// The other run, as it describes itself.
+        /// The description of the other run.
         holder: &'a str,
         /// The longest time that this run waits.
         at_most: Duration,
@@ -50,7 +50,7 @@ pub enum Event<'a> {
         disk: &'a str,
         /// Full or incremental; `None` for a restore.
         level: Option<Level>,
-        /// Why this level; empty for a restore.
+        /// The reason for the level; empty for a restore.
         reason: &'a str,
         /// Size of the disk, in bytes.
         size: u64,
@@ -94,14 +94,14 @@ pub enum Event<'a> {
         /// bytes compared so far.
         position: u64,
     },
-    /// A file or a stored disk is not read any further: it is done, or reading has failed.
+    /// Reading a file or a stored disk has ended, or has failed.
     FileEnds {
         /// The domain.
         domain: &'a str,
         /// The same text as in [`Event::FileBegins`].
         file: &'a str,
     },
-    /// Something that did not stop the work.
+    /// A finding: something worth reporting that did not stop the work.
     Found {
         /// The domain.
         domain: &'a str,
@@ -115,18 +115,18 @@ pub enum Event<'a> {
 pub enum Ending {
     /// Everything that was requested was done.
     Done,
-    /// It ended without an error, but with a fault: a part is missing, or damage was found.
+    /// The work ended without an error, but with a fault: a part is missing, or damage was found.
     Partial,
-    /// It failed.
+    /// The work failed.
     Failed,
-    /// Skipped: there was nothing to do, and the user did not name the domain.
+    /// The domain was skipped: there was nothing to do, and the user did not name it.
     Skipped,
-    /// The user asked to stop before it was done, or before it began.
+    /// The user asked to stop before the work was done, or before it began.
     Stopped,
 }
 
 impl Ending {
-    /// Returns the word for it.
+    /// Returns the word for this ending.
     pub fn word(self) -> &'static str {
         match self {
             Ending::Done => "done",
@@ -140,7 +140,7 @@ impl Ending {
 
 /// Receives events, from several threads at once. Never fails.
 pub trait Monitor: Send + Sync {
-    /// Called for every event; has to return soon.
+    /// Receives an event. Must return quickly.
     fn event(&self, event: Event<'_>);
 }
 
@@ -187,7 +187,7 @@ pub(super) fn noting<T>(monitor: &dyn Monitor, work: impl FnOnce(&dyn Monitor) -
     result.map_err(|error| Error { findings, ..error })
 }
 
-/// Adds the findings that are not in the list yet.
+/// Adds those of the `further` findings that are not in the list yet.
 pub(super) fn add_new(findings: &mut Vec<Finding>, further: impl IntoIterator<Item = Finding>) {
     for finding in further {
         if !findings.contains(&finding) {

@@ -48,9 +48,9 @@ const MOST_PLACES: usize = 1000;
 /// The options of a mount.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore point, as for a restore.
+    /// Selects the restore point, as `vmsnap restore --at` does.
     pub at: String,
-    /// The folder on which it is mounted: empty, and no mount point yet.
+    /// The folder on which it is mounted. It must be empty, and not be a mount point.
     pub dir: PathBuf,
     /// Whether other users may read the files.
     pub allow_other: bool,
@@ -96,15 +96,16 @@ pub struct Outcome {
     pub end: MountEnding,
     /// The number of requests that failed.
     pub failed_reads: u64,
-    /// Whether damage was met.
+    /// Whether a read failed because stored data is damaged.
     pub is_damaged: bool,
 }
 
-/// Opens the files of a restore point. A file that damage hides is included; reading it fails.
+/// Opens the files of a restore point. A file that cannot be read because of damage is included;
+/// reading it fails.
 ///
 /// # Errors
 /// There is no such restore point, damage hides all of its disks, or something cannot be read for a
-/// reason that says nothing about it.
+/// reason other than damage.
 pub fn open(domain: &str, at: &str, repo: &dyn Repository, stop: &Stop) -> Result<MountedPoint> {
     let failed = |cause: Cause| match stop.reason() {
         Some(reason) => Error::of(domain, Cause::Stopped(reason)),
@@ -209,8 +210,8 @@ fn is_damage(cause: &Cause) -> bool {
 /// ended.
 ///
 /// # Errors
-/// As [`open`]; or the folder cannot be used, something that mounting needs is missing, or the
-/// file system cannot be unmounted.
+/// The errors of [`open`]; or the folder cannot be used, something that mounting needs is missing,
+/// or the file system cannot be unmounted.
 pub fn mount(
     domain: &str,
     means: &Means<'_>,
@@ -340,7 +341,7 @@ impl<'a> Report<'a> {
         }
         self.found(&finding(file, error));
         if self.seen.len() == MOST_PLACES {
-            let what = format!("reads failed at {MOST_PLACES} places; further ones are not reported");
+            let what = format!("reads failed at {MOST_PLACES} places; further failures are not reported");
             self.found(&Finding::new("read-failed", what));
         }
     }

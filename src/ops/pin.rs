@@ -42,7 +42,7 @@ pub struct Means<'a> {
 pub struct Outcome {
     /// The id of the restore point.
     pub id: String,
-    /// Its pin now; `None` if it is not pinned.
+    /// The pin of the restore point now; `None` if it is not pinned.
     pub pin: Option<Pin>,
     /// Whether it was pinned before.
     pub was_pinned: bool,
@@ -50,11 +50,12 @@ pub struct Outcome {
 
 impl Judged for Outcome {}
 
-/// Pins or unpins a restore point. `at` selects it as for a restore.
+/// Pins or unpins a restore point. `at` selects the restore point, as for a restore.
 ///
 /// # Errors
 /// There is no such restore point, it cannot be read, the note is too long, the lock is held, or
-/// the pin cannot be written or removed. An unreadable pin can be removed, but not replaced.
+/// the pin cannot be written or removed. A pin that cannot be read can be removed, but not
+/// replaced.
 pub fn change_pin(domain: &str, at: &str, change: &PinRequest, means: &Means<'_>) -> Result<Outcome> {
     let failed = |error: RepoError| Error::of(domain, error);
     let repository = means.repo.domain(domain).map_err(failed)?;

@@ -23,7 +23,7 @@ pub struct Inputs<'a> {
     pub domain: &'a Domain,
     /// The facts about its disks.
     pub disks: &'a [DiskFacts],
-    /// What the hypervisor can do.
+    /// The features that the hypervisor supports.
     pub capabilities: &'a Capabilities,
     /// The domain's restore points.
     pub chains: &'a Chains,
@@ -50,7 +50,7 @@ pub struct BackupPlan {
     pub period: String,
     /// Lost checkpoints to register with libvirt first, if their bitmaps are there.
     pub registered: Vec<Checkpoint>,
-    /// Whether it makes a checkpoint: not for a copy, and not if no disk can have one.
+    /// Whether the backup makes a checkpoint: `false` for a copy, and if no disk can have one.
     pub checkpoint: bool,
     /// The disks it saves, in the order of the domain's XML.
     pub disks: Vec<PlannedDisk>,
@@ -70,14 +70,14 @@ pub struct PlannedDisk {
     /// A lost checkpoint whose bitmap only the backup can look for. If the bitmap is there, the
     /// disk is incremental to this checkpoint.
     pub possible_parent: Option<String>,
-    /// Whether the new checkpoint covers it.
+    /// Whether the new checkpoint covers the disk.
     pub checkpointed: bool,
-    /// The identity of the file that holds its content, if it can be known.
+    /// The identity of the file that holds the disk's content, if it can be determined.
     pub source_file: Option<FileId>,
 }
 
 impl PlannedDisk {
-    /// Its level; `None` if that depends on a bitmap that only the backup can look for.
+    /// The disk's level; `None` if the level depends on a bitmap that only the backup can look for.
     pub fn announced_level(&self) -> Option<Level> {
         match self.possible_parent {
             Some(_) => None,
@@ -85,7 +85,7 @@ impl PlannedDisk {
         }
     }
 
-    /// Why it has this level.
+    /// The reason for the disk's level.
     pub(crate) fn announced_reason(&self) -> String {
         match &self.possible_parent {
             Some(name) => format!("incremental if the bitmap of checkpoint {name} still exists, else full"),
@@ -95,8 +95,8 @@ impl PlannedDisk {
 }
 
 impl BackupPlan {
-    /// Its level; `None` if that depends on bitmaps that only the backup can look for, or if there
-    /// is nothing to back up.
+    /// The backup's level; `None` if the level depends on bitmaps that only the backup can look
+    /// for, or if there is nothing to back up.
     pub fn announced_level(&self) -> Option<Level> {
         let levels = || self.disks.iter().map(PlannedDisk::announced_level);
         if levels().any(|level| level == Some(Level::Incremental)) {
@@ -106,12 +106,12 @@ impl BackupPlan {
         is_full.then_some(Level::Full)
     }
 
-    /// Whether it lacks a disk that should have been saved.
+    /// Whether the backup lacks a disk that should be saved.
     pub fn is_partial(&self) -> bool {
         left_out::is_partial(&self.left_out)
     }
 
-    /// Its level as planned: incremental if at least one disk is incremental. A disk with a
+    /// The backup's planned level: incremental if at least one disk is incremental. A disk with a
     /// possible parent counts as full.
     pub fn level(&self) -> Level {
         if self.disks.iter().any(|disk| disk.level.parent.is_some()) {
@@ -121,8 +121,8 @@ impl BackupPlan {
         }
     }
 
-    /// Returns why it has this level, in one line. Each reason appears once; if there are several,
-    /// each names its disks.
+    /// Returns the reason for the backup's level, in one line. If disks have different reasons,
+    /// each reason names its disks.
     pub fn reason(&self) -> String {
         let mut reasons: Vec<(String, Vec<&str>)> = Vec::new();
         for planned in &self.disks {
@@ -207,7 +207,7 @@ pub fn plan(inputs: &Inputs<'_>) -> BackupPlan {
     }
 }
 
-/// The code of the finding that the backup of an encrypted disk holds its plain text.
+/// The code of the finding that says that the backup of an encrypted disk holds its plain text.
 pub(crate) const STORED_DECRYPTED: &str = "stored-decrypted";
 
 fn stored_decrypted(disk: &Disk) -> Finding {
@@ -218,11 +218,11 @@ fn stored_decrypted(disk: &Disk) -> Finding {
     Finding::of_disk(STORED_DECRYPTED, &disk.target, what)
 }
 
-/// Reports that the state of a TPM is of no use without libvirt's secret.
+/// Returns a finding: the saved state of a TPM cannot be used without this secret of libvirt.
 pub(crate) fn encrypted_tpm_state(secret: &str) -> Finding {
     let what = format!(
         "the state of the emulated TPM is encrypted: a restored domain starts only where libvirt has the secret {}, \
-         which no backup holds",
+         which backups do not contain",
         shown(secret)
     );
     Finding::new("tpm-state-encrypted", what)

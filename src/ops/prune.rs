@@ -17,7 +17,7 @@ pub enum PrunePlan {
     Delete {
         /// The period.
         period: String,
-        /// Where it is.
+        /// The location of the period.
         location: String,
     },
     /// Deletes nothing, for this reason.
@@ -26,12 +26,12 @@ pub enum PrunePlan {
 
 /// Decides what pruning may delete on the day `today`.
 ///
-/// Only the previous period of this grouping can go. None of its restore points may be pinned or
-/// needed by another period. The current period has to be past its midpoint. The newest restore
-/// point of the current period has to be whole, without suspected damage, of the same domain, and
-/// has to hold every disk that the newest restore point of the previous period holds. (The chain of
-/// a whole restore point contains a whole full backup.) Nothing goes while a restore point is dated
-/// in the future.
+/// Only the previous period of this grouping can be deleted. None of its restore points may be
+/// pinned or needed by another period. The current period has to be past its midpoint. The newest
+/// restore point of the current period has to be whole, without suspected damage, of the same
+/// domain, and has to hold every disk that the newest restore point of the previous period holds.
+/// (The chain of a whole restore point contains a whole full backup.) Nothing is deleted while a
+/// restore point is dated in the future.
 pub fn plan(repository: &dyn DomainRepository, chains: &Chains, group_by: GroupBy, today: Date) -> PrunePlan {
     let current = Period::containing(group_by, today);
     let Some(previous) = current.previous().map(Period::folder) else {
@@ -127,8 +127,8 @@ fn dependent_on<'a>(chains: &'a Chains, period: &str) -> Option<(&'a str, &'a st
     of_period.next()
 }
 
-/// The finding that the previous period stays because one of its restore points is pinned, although
-/// the period was due to be deleted.
+/// Returns a finding if the previous period was due to be deleted, but stays because one of its
+/// restore points is pinned.
 pub(super) fn pinned(chains: &Chains, group_by: GroupBy, today: Date) -> Option<Finding> {
     let current = Period::containing(group_by, today);
     let previous = current.previous().filter(|_| current.is_past_middle(today))?;
@@ -150,7 +150,7 @@ fn is_later(kept: &KeptPoint, today: Date) -> bool {
     today.tomorrow().is_ok_and(|tomorrow| day > tomorrow)
 }
 
-/// Carries a plan out, under the lock under which it was made.
+/// Carries out a plan, under the same lock under which it was made.
 pub fn carry_out(domain: &str, locked: &dyn DomainWriter, plan: &PrunePlan, now: Timestamp) -> Result<()> {
     match plan {
         PrunePlan::Keep(_) => Ok(()),

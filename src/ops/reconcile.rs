@@ -40,8 +40,8 @@ pub struct Wishes<'a> {
 pub struct Reconciliation {
     /// The repairs that come first, in this order.
     pub repairs: Vec<Repair>,
-    /// libvirt's name for a job that blocks the backup: no unfinished run in this repository has
-    /// started it.
+    /// libvirt's name for a job that blocks the backup, because no unfinished run of this
+    /// repository started it.
     pub obstacle: Option<String>,
     /// The backup: the level of each disk, and why.
     pub backup: BackupPlan,
@@ -68,8 +68,8 @@ pub enum Repair {
     DeleteBitmaps(String),
     /// Registers again a checkpoint whose record libvirt has lost, if its bitmaps are there.
     Register(Checkpoint),
-    /// Removes the folder of a dead run. This is the last repair after that run, because until then
-    /// its journal entry shows what is left to end.
+    /// Removes the folder of a dead run. This is the last repair after that run, because the folder
+    /// holds the journal entry, which shows the other repairs.
     RemovePartial(Leftover),
 }
 
@@ -174,10 +174,10 @@ pub fn repairs(survey: &Survey) -> Vec<Repair> {
     repairs
 }
 
-/// Returns the repairs that end what a run began, by its journal entry. The guest comes first.
-/// Processes that hold images end before those images are changed.
+/// Returns the repairs that end what a run began, according to its journal entry. Repairs of the
+/// guest come first. Processes that hold images open are ended before these images are changed.
 ///
-/// `uuid` is the domain's, `job` its active job, and `checkpoints` are its current checkpoints.
+/// `uuid`, `job` and `checkpoints` are the domain's UUID, active job and current checkpoints.
 pub fn ending(
     entry: &JournalEntry,
     uuid: &str,

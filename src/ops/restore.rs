@@ -51,12 +51,12 @@ pub enum Format {
     /// A qcow2 file without a backing file.
     #[default]
     Qcow2,
-    /// The plain bytes, with holes where they are zero.
+    /// The disk's bytes without a header; ranges of zeroes become holes.
     Raw,
 }
 
 impl Format {
-    /// Returns QEMU's name for it.
+    /// Returns QEMU's name for the format.
     pub fn word(self) -> &'static str {
         match self {
             Format::Qcow2 => "qcow2",
@@ -68,18 +68,18 @@ impl Format {
 /// The options of a restore.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore point: an id, a checkpoint's name, a time (RFC 3339; selects the newest
+    /// Selects the restore point: an id, a checkpoint's name, a time (RFC 3339; selects the newest
     /// restore point at or before it), or `latest`.
     pub at: String,
-    /// The target: a folder; for a single disk also a new file or a block device. Without a meaning
-    /// if there is a pool.
+    /// The target: a folder; for a single disk also a new file or a block device. Ignored if there
+    /// is a pool.
     pub to: PathBuf,
     /// The name of the storage pool in which the disks become volumes.
     pub pool: Option<String>,
     /// The targets of the disks to restore; empty for all.
     pub disks: Vec<String>,
-    /// The format of the disks. `None`: by the ending of a file's name, raw on a block device, and
-    /// qcow2 in a folder.
+    /// The format of the disks. `None` chooses by the ending of a file's name, raw for a block
+    /// device, and qcow2 in a folder.
     pub format: Option<Format>,
     /// Whether to define the domain too, and how.
     pub define: Option<DefineOptions>,
@@ -120,7 +120,7 @@ pub struct RestoredDisk {
     pub size: u64,
     /// The file or block device that it is written to.
     pub to: PathBuf,
-    /// Whether that is a block device.
+    /// Whether `to` is a block device.
     pub device: bool,
     /// Its format.
     pub format: Format,
@@ -160,8 +160,8 @@ pub struct Outcome {
     pub written: Vec<Written>,
 }
 
-/// Plans a restore. Reads only. `host` is needed to define the domain; otherwise it is only asked
-/// which domains use the target.
+/// Plans a restore, and changes nothing. `host` is needed to define the domain; otherwise it only
+/// shows which domains use the target.
 pub fn plan(
     domain: &str,
     repo: &dyn Repository,
@@ -291,8 +291,8 @@ fn mention_sets(error: Error, repo: &dyn Repository) -> Error {
         return error;
     };
     let what = format!(
-        "there are no restore points of this domain in the repository; its folder holds backups of virtnbdbackup, \
-         which --repository {location} reads"
+        "there are no restore points of this domain in the repository; the domain's folder holds backups of virtnbdbackup: \
+         to read them, use --repository {location}"
     );
     Error {
         cause: Cause::NoSuchRestorePoint(what),
@@ -329,7 +329,7 @@ pub struct Means<'a> {
 }
 
 /// Carries out a plan. The files get their final names after all of them are complete and synced.
-/// After a failure before that, they are removed.
+/// If the restore fails before that, they are removed.
 pub fn restore(domain: &str, plan: RestorePlan, means: &Means) -> Result<Outcome> {
     monitor::noting(means.monitor, |monitor| {
         carry_out(domain, plan, &Means { monitor, ..*means })

@@ -17,12 +17,12 @@ use crate::repo::{DomainRepository, DomainWriter, Note, Repository};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RestoreMark {
-    /// The domain's name. Marks of earlier versions do not hold it.
+    /// The domain's name; empty in marks of earlier versions.
     #[serde(default)]
     pub domain: String,
     /// The domain's UUID.
     pub uuid: String,
-    /// The id of the restore point to which the disks are brought back.
+    /// The id of the restore point to which the disks are restored.
     pub restore_point: String,
     /// The domain of the restore point, if it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -31,12 +31,13 @@ pub struct RestoreMark {
     pub disks: Vec<String>,
     /// When the restore began.
     pub began: Timestamp,
-    /// The id of the restore point that holds the state before it, if that was saved.
+    /// The id of the restore point that holds the state of the disks before the restore, if that
+    /// state was saved.
     pub saved: Option<String>,
-    /// The paths of the sockets through which it writes.
+    /// The paths of the sockets through which the restore writes.
     pub places: Places,
-    /// Whether it may have written. Marks of earlier versions do not say so, and count as if they
-    /// did.
+    /// Whether the restore may have written to the disks. Marks of earlier versions lack this
+    /// field, and count as `true`.
     #[serde(default = "yes")]
     pub writing: bool,
 }
@@ -45,7 +46,7 @@ fn yes() -> bool {
     true
 }
 
-/// What a repository knows of a restore in place that has not ended.
+/// What a repository knows about a restore in place that has not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundMark {
     /// The mark.
@@ -63,13 +64,13 @@ impl FoundMark {
         }
     }
 
-    /// Whether the disks may be in between. A restore that has only compared them has not changed
-    /// them.
+    /// Whether the disks may be only partly restored. A restore that has only compared the disks
+    /// has not changed them.
     pub fn is_writing(&self) -> bool {
         self.mark().is_none_or(|mark| mark.writing)
     }
 
-    /// Whether it was made for a domain with another UUID.
+    /// Whether the mark belongs to a domain with another UUID.
     pub(super) fn is_of_another(&self, uuid: &str) -> bool {
         self.mark().is_some_and(|mark| mark.uuid != uuid)
     }
@@ -84,13 +85,13 @@ impl FoundMark {
                 disks(&mark.disks)
             ),
             FoundMark::Mark(mark) => format!(
-                "the content of {} is in between two moments: a restore in place to {} began at {:.0} and has not ended",
+                "the content of {} is only partly restored: a restore in place to {} began at {:.0} and has not ended",
                 disks(&mark.disks),
                 point_of(mark),
                 mark.began
             ),
             FoundMark::Unreadable(why) => format!(
-                "the content of the disks may be in between two moments: a restore in place has not ended, and its mark cannot be read ({why})"
+                "the content of the disks may be only partly restored: a restore in place has not ended, and its mark cannot be read ({why})"
             ),
         }
     }
@@ -114,7 +115,7 @@ fn disks(targets: &[String]) -> String {
 /// Reads the mark of a domain, if it has one.
 ///
 /// # Errors
-/// It cannot be read now, so that nothing is known.
+/// The repository cannot be read now, so nothing is known about a mark.
 pub(super) fn read(repository: &dyn DomainRepository) -> Result<Option<FoundMark>> {
     let note = repository.restore_mark();
     Ok(match note.map_err(|error| Error::of(repository.name(), error))? {
@@ -130,8 +131,8 @@ pub(super) fn read(repository: &dyn DomainRepository) -> Result<Option<FoundMark
     })
 }
 
-/// Refuses to take disks in between two moments for a good state. A mark that says that nothing was
-/// written is none.
+/// Returns an error if the disks may be only partly restored. A mark of a restore that has not
+/// written anything is ignored.
 ///
 /// A renamed domain is found by its UUID, as long as its mark is in the same repository.
 pub(super) fn refuse(repo: &dyn Repository, repository: &dyn DomainRepository, uuid: &str) -> Result<()> {
@@ -150,7 +151,7 @@ pub(super) fn refuse(repo: &dyn Repository, repository: &dyn DomainRepository, u
     }
 }
 
-/// The mark that the domain of this name and UUID got under another name, as a refusal.
+/// Returns an error if the domain has a mark under a former name, found by its UUID.
 pub(super) fn of_former_name(
     repo: &dyn Repository,
     name: &str,
@@ -169,8 +170,8 @@ pub(super) fn of_former_name(
     }))
 }
 
-/// Removes the mark of a dead restore that has not written anything, after it has ended what is
-/// still open for that restore. The lock shows that the restore is dead.
+/// Removes the mark of a dead restore that has not written anything, after ending the processes
+/// that still hold images open for it. The lock shows that the restore is dead.
 pub(super) fn clear_unwritten(
     repository: &dyn DomainRepository,
     locked: &dyn DomainWriter,
@@ -209,7 +210,7 @@ mod tests {
         };
         assert_eq!(
             FoundMark::Mark(Box::new(mark.clone())).sentence(),
-            "the content of disks vda, vdb is in between two moments: a restore in place to 2026-11-01T02-00-03Z \
+            "the content of disks vda, vdb is only partly restored: a restore in place to 2026-11-01T02-00-03Z \
              began at 2026-11-02T03:04:05Z and has not ended"
         );
         let comparing = RestoreMark {

@@ -34,12 +34,12 @@ pub struct Removed {
     pub ids: Vec<String>,
     /// The reason why the rest of the plan was not carried out.
     pub failure: Option<Error>,
-    /// The ids of restore points whose files stay for now because somebody reads files. A restore
-    /// point that is not among `ids` is not removed yet; a later prune merges it.
+    /// The ids of restore points whose files stay for now, because files of the domain are being
+    /// read. Those that are not among `ids` are not removed yet; a later prune merges them.
     pub waiting: Vec<String>,
 }
 
-/// What carrying out a plan needs besides the plan.
+/// The environment in which a plan is carried out.
 pub(super) struct RetentionMeans<'a> {
     /// The domain's name.
     pub domain: &'a str,
@@ -181,8 +181,8 @@ pub struct Outcome {
     pub plan: RetentionPlan,
     /// The removed restore points; `None` for a dry run.
     pub removed: Option<Removed>,
-    /// For a dry run: the run that writes to the domain's folder now, so that a prune would wait or
-    /// be refused.
+    /// For a dry run: a description of the run that writes to the domain's folder now, if there is
+    /// one. A prune would wait for it or be refused.
     pub writer: Option<String>,
     /// The findings.
     pub findings: Vec<Finding>,
@@ -246,7 +246,7 @@ pub fn prune(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outco
 /// Plans a prune without doing anything.
 ///
 /// # Errors
-/// As [`prune`], except for the lock.
+/// The same as for [`prune`], except that no lock is needed.
 pub fn preview(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outcome> {
     let repository = open(domain, means, options)?;
     let writer = repository.writer();
@@ -287,7 +287,8 @@ fn open(domain: &str, means: &Means<'_>, options: &Options) -> Result<Box<dyn Do
 const REMOVAL_WAITS: &str = "removal-waits";
 
 /// The message for an empty policy.
-pub(crate) const EMPTY_POLICY: &str = "the policy keeps nothing: give at least one --keep-… above 0";
+pub(crate) const EMPTY_POLICY: &str =
+    "the policy keeps nothing: give at least one --keep-… switch a value above 0";
 
 /// Reports that an interrupted removal or merge was cleaned up.
 pub(super) fn finished(removal: &Leftover) -> Finding {

@@ -47,11 +47,13 @@ pub struct DiskBitmap {
 pub struct Options {
     /// What to remove.
     pub kind: ScrubType,
-    /// The only name to remove; `None` for all of vmsnap's names.
+    /// The name of the only checkpoint or bitmap to remove; `None` for all of vmsnap's.
     pub name: Option<String>,
-    /// The grouping of backups: with a repository, the level of the next backup depends on it.
+    /// The grouping of backups. With a repository, the predicted level of the next backup depends
+    /// on it.
     pub group_by: GroupBy,
-    /// When backups start a new chain: with a repository, the level depends on it too.
+    /// The rule for full restore points. With a repository, the predicted level of the next backup
+    /// depends on it too.
     pub full: FullRule,
     /// How long to wait for another run that writes to the domain's folder.
     pub wait: Duration,
@@ -80,12 +82,12 @@ pub struct Outcome {
     pub bitmaps: Vec<DiskBitmap>,
     /// The bitmaps that remain without a checkpoint.
     pub left: Vec<DiskBitmap>,
-    /// What the next backup will be.
+    /// The prediction of the next backup.
     pub next: NextBackup,
     /// Other findings.
     pub findings: Vec<Finding>,
-    /// The error, if a removal failed or did not take effect, or if that could not be checked. The
-    /// lists above hold what was removed nevertheless.
+    /// The error, if a removal failed or had no effect, or if its effect could not be checked. The
+    /// lists above show what was removed nevertheless.
     pub failure: Option<Error>,
 }
 

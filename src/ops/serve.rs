@@ -36,18 +36,19 @@ const LONGEST_PATH: usize = 107;
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// A unix socket in this folder, which is created for this user alone. Its parent has to exist.
+    /// A Unix socket in this folder, which is created so that only this user can access it. The
+    /// parent folder must exist.
     PrivateFolder(PathBuf),
-    /// This unix socket.
+    /// A Unix socket with this path.
     Socket(PathBuf),
-    /// This TCP address.
+    /// A TCP socket with this address and port.
     Address(SocketAddr),
 }
 
 /// The options of a server.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Which restore point: as for a restore.
+    /// Selects the restore point, as `vmsnap restore --at` does.
     pub at: String,
     /// The targets of the disks to serve; empty for all.
     pub disks: Vec<String>,
@@ -62,7 +63,7 @@ pub struct Means<'a> {
     pub repo: &'a dyn Repository,
     /// The receiver of findings.
     pub monitor: &'a dyn Monitor,
-    /// Ends the server.
+    /// A request to stop, which ends the server.
     pub stop: &'a Stop,
 }
 
@@ -77,7 +78,7 @@ pub struct ServedDisk {
     pub uri: String,
 }
 
-/// What a server offers.
+/// The restore point and the disks that a server offers.
 #[derive(Clone, Debug)]
 pub struct Served {
     /// The restore point.
@@ -91,23 +92,23 @@ pub struct Served {
 /// The result of a server that has ended.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What it offered.
+    /// What the server offered.
     pub served: Served,
     /// How much of each disk was read, in the order of the disks.
     pub counts: Vec<ReadCounts>,
-    /// How often clients came.
+    /// The number of connections of clients.
     pub visits: Visits,
-    /// The findings, with those before the start.
+    /// All findings, including those from before the start.
     pub findings: Vec<Finding>,
 }
 
 impl Outcome {
-    /// Whether a client asked for stored data that are damaged.
+    /// Whether a client asked for stored data that is damaged.
     pub fn has_damage(&self) -> bool {
         self.counts.iter().any(|counts| counts.damaged > 0)
     }
 
-    /// Whether requests failed for a reason that says nothing about the stored data.
+    /// Whether requests failed for a reason other than damage.
     pub fn has_failures(&self) -> bool {
         self.counts.iter().any(|counts| counts.failed > 0)
     }
@@ -131,7 +132,7 @@ pub struct DiskServer {
 /// Serves disks until a stop is requested. `ready` is called once clients can connect.
 ///
 /// # Errors
-/// There is no such restore point or disk, it cannot be read, or the place cannot be used.
+/// The restore point or disk does not exist or cannot be read, or the place cannot be used.
 pub fn serve(
     domain: &str,
     means: &Means<'_>,
@@ -170,7 +171,7 @@ fn report(domain: &str, found: &[Finding], monitor: &dyn Monitor, reported: &mut
 /// Starts to serve disks, and returns at once.
 ///
 /// # Errors
-/// As [`serve`].
+/// The same as for [`serve`].
 pub fn start(domain: &str, repo: &dyn Repository, options: &Options, stop: &Stop) -> Result<DiskServer> {
     let failed = |cause: Cause| Error::of(domain, cause);
     let repository = repo.domain(domain).map_err(|error| failed(error.into()))?;
@@ -188,7 +189,7 @@ pub fn start(domain: &str, repo: &dyn Repository, options: &Options, stop: &Stop
         let recorded = point.disk(&target).map_or(0, |disk| disk.virtual_size);
         if size != recorded {
             let id = point.id.clone();
-            let fault = format!("disk {target} has {size} bytes, but the manifest records {recorded}");
+            let fault = format!("disk {target} has {size} bytes, but the manifest records {recorded} bytes");
             return Err(of_disk(Cause::NotWhole { id, fault }));
         }
         let reading = Arc::new(Readings::default());
@@ -240,17 +241,17 @@ pub fn start(domain: &str, repo: &dyn Repository, options: &Options, stop: &Stop
 }
 
 impl DiskServer {
-    /// What is offered.
+    /// The restore point and the disks that the server offers.
     pub fn served(&self) -> &Served {
         &self.served
     }
 
-    /// How many bytes of data clients have got so far.
+    /// The number of bytes of data that clients have read so far.
     pub(crate) fn bytes_read(&self) -> u64 {
         self.readings.iter().map(|readings| readings.counts().bytes).sum()
     }
 
-    /// Waits at most this long for findings about reads, and returns those that are new.
+    /// Waits up to `at_most` for findings about reads, and returns the new ones.
     pub fn new_findings(&self, at_most: Duration) -> Vec<Finding> {
         let mut found: Vec<Finding> = Vec::new();
         let share = at_most / u32::try_from(self.readings.len().max(1)).unwrap_or(u32::MAX);

@@ -19,7 +19,7 @@ use crate::repo::{DomainRepository, History, Identity, Leftover, Note, RepoError
 pub struct Survey {
     /// The domain.
     pub domain: Domain,
-    /// What its hypervisor can do.
+    /// The features that its hypervisor supports.
     pub capabilities: Capabilities,
     /// The job that is active on it, if there is one.
     pub job: Option<ActiveJob>,
@@ -27,7 +27,7 @@ pub struct Survey {
     pub checkpoints: Vec<Checkpoint>,
     /// The facts about its disks, in the order of its XML.
     pub disks: Vec<DiskFacts>,
-    /// What unfinished runs left in the repository.
+    /// The leftovers of unfinished runs in the repository.
     pub leftovers: Vec<LeftoverRun>,
     /// Interrupted removals of periods and restore points, and interrupted merges.
     pub removals: Vec<Leftover>,
@@ -47,9 +47,9 @@ pub struct DiskFacts {
     pub target: String,
     /// Its size in bytes, if known. The backup reads it again from the export.
     pub size: Option<u64>,
-    /// The identities of its image files, as far as they can be known.
+    /// The identities of the disk's image files, as far as they can be determined.
     pub files: Vec<(PathBuf, FileId)>,
-    /// The bitmaps that its image is known to have, whichever program made them.
+    /// The bitmaps that the disk's image is known to have, including those of other programs.
     pub bitmaps: Vec<String>,
 }
 
@@ -58,15 +58,15 @@ pub struct DiskFacts {
 pub struct LeftoverRun {
     /// The leftover itself.
     pub leftover: Leftover,
-    /// Its journal entry; `None` if there is none that can be used.
+    /// Its journal entry; `None` if the entry is missing or unusable.
     pub journal_entry: Option<JournalEntry>,
 }
 
 /// The largest number of attempts to examine a domain that is started or stopped at the same time.
 const MOST_LOOKS: usize = 4;
 
-/// Runs `look` on the domain `name`, and again if it fails and the domain was started or stopped
-/// in the meantime.
+/// Runs `look` on the domain `name`. If `look` fails and the domain was started or stopped in the
+/// meantime, runs it again.
 pub(crate) fn steadily<T>(
     name: &str,
     host: &dyn Host,
@@ -128,8 +128,8 @@ pub(super) fn survey_with(
     })
 }
 
-/// Returns the facts about the domain's disks. Facts that cannot be read now are left out: they are
-/// read again when they matter.
+/// Returns the facts about the domain's disks. Facts that cannot be read now are left out, because
+/// they are read again when they are needed.
 pub(crate) fn disk_facts(
     domain: &Domain,
     chains: &Chains,

@@ -43,10 +43,10 @@ pub struct Means<'a> {
 pub struct Options {
     /// Which restore points to copy.
     pub wanted: Wanted,
-    /// The policy for the target: restore points that it would remove at once are not copied, and
-    /// afterwards it is applied to the target. An empty policy does neither.
+    /// The policy for the target. Restore points that it would remove at once are not copied, and
+    /// it is applied to the target afterwards. An empty policy has no effect.
     pub policy: Policy,
-    /// How the data may be compressed in the target.
+    /// How data is compressed in the target.
     pub compression: Compression,
     /// How long to wait for another run that writes to the domain's part of the target.
     pub wait: std::time::Duration,
@@ -57,11 +57,11 @@ pub struct Options {
 pub struct CopiedPoint {
     /// Its id.
     pub id: String,
-    /// Where its copy is, for people.
+    /// The location of its copy, for messages.
     pub location: String,
     /// How many bytes of data were copied.
     pub data_bytes: u64,
-    /// How many bytes its files store in the target.
+    /// The size of its files in the target, in bytes.
     pub stored_bytes: u64,
 }
 
@@ -98,7 +98,7 @@ impl Judged for Outcome {
     }
 }
 
-/// Copies the wanted restore points of a domain that the target lacks.
+/// Copies those wanted restore points of a domain that the target lacks.
 ///
 /// # Errors
 /// The repositories are the same, the source has no such restore point, or the target cannot be
@@ -148,7 +148,7 @@ pub fn transfer(domain: &str, means: &Means<'_>, options: &Options) -> Result<Ou
 /// Plans a transfer without doing anything.
 ///
 /// # Errors
-/// As [`transfer`], except for the lock.
+/// The same as for [`transfer`], except that no lock is needed.
 pub fn preview(domain: &str, means: &Means<'_>, options: &Options) -> Result<Outcome> {
     let failed = |error: RepoError| Error::of(domain, error);
     let source = open_source(domain, means)?;

@@ -30,11 +30,11 @@ use run::Verification;
 /// The restore points to verify. Their parents are verified too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// The newest one.
+    /// The newest restore point.
     Latest,
-    /// One of them: its id, its checkpoint, or a time.
+    /// One restore point, selected by its id, its checkpoint or a time.
     At(String),
-    /// All of them.
+    /// All restore points.
     All,
 }
 
@@ -47,7 +47,7 @@ pub struct Options {
     pub deep: bool,
     /// Skips restore points that were found sound at this time or later.
     pub verified_since: Option<Timestamp>,
-    /// The current time, which is recorded.
+    /// The current time, which is recorded as the time of the verification.
     pub now: Timestamp,
 }
 
@@ -62,8 +62,8 @@ pub struct Outcome {
     pub bytes: u64,
     /// Other findings.
     pub findings: Vec<Finding>,
-    /// The error that kept the verification from being complete: a request to stop, or the first
-    /// restore point that could not be read for a reason that says nothing about the restore point.
+    /// The reason why the verification is incomplete: a request to stop, or the first error that is
+    /// not due to damage, such as a missing permission.
     pub ended: Option<Error>,
 }
 
@@ -116,7 +116,7 @@ pub struct Damage {
     pub location: Option<String>,
     /// The offset in the file, in bytes, if known.
     pub offset: Option<u64>,
-    /// The target of the disk that it concerns; `None` for files that belong to no disk.
+    /// The target of the disk that the damage concerns; `None` for files that belong to no disk.
     pub disk: Option<String>,
     /// The damaged restore point, if the damage is not in this one but in a parent.
     pub inherited_from: Option<String>,
@@ -147,8 +147,8 @@ impl Damage {
 /// Verifies restore points of the domain.
 ///
 /// # Errors
-/// There is nothing to verify, or nothing could be verified. Damage is no error: it is in the
-/// outcome, and so is an error after which some restore points were verified.
+/// There is nothing to verify, or nothing could be verified. Damage is not an error; the outcome
+/// reports it. The outcome also reports an error if some restore points were verified nevertheless.
 pub fn verify(
     domain: &str,
     repo: &dyn Repository,

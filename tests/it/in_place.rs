@@ -456,7 +456,7 @@ fn disks_in_between_are_shown_and_never_saved() {
         status
             .inconsistencies
             .iter()
-            .any(|what| what.contains("disks vda, vdb is in between two moments") && what.contains(&ids[0])),
+            .any(|what| what.contains("disks vda, vdb is only partly restored") && what.contains(&ids[0])),
         "{:?}",
         status.inconsistencies
     );
@@ -619,7 +619,7 @@ fn a_state_whose_new_bitmap_broke_is_not_overwritten() {
     );
     assert_eq!(lab.disk("vm1", "vda")[6 * CLUSTER], 66);
     let status = lab.status("vm1");
-    let is_in_between = |what: &String| what.contains("in between");
+    let is_in_between = |what: &String| what.contains("only partly restored");
     assert!(!status.inconsistencies.iter().any(is_in_between));
 }
 

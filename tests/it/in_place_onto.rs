@@ -237,7 +237,7 @@ fn an_interrupted_one_marks_the_domain_that_is_written_to() {
         status
             .inconsistencies
             .iter()
-            .any(|what| what.contains("disk vdb is in between") && what.contains("of domain 'vm1'")),
+            .any(|what| what.contains("disk vdb is only partly restored") && what.contains("of domain 'vm1'")),
         "{:?}",
         status.inconsistencies
     );

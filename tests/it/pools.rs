@@ -251,12 +251,7 @@ fn a_device_of_a_killed_restore_is_told_from_a_good_one() {
     bytes[mark.len()..mark.len() + 28].copy_from_slice(b", so the volume lacks data\n\0");
     fs::write(&volume, bytes).expect("written");
     let error = restored(&lab, &options()).expect_err("it exists");
-    assert!(
-        error
-            .to_string()
-            .contains("which a restore that did not end has left"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("of an unfinished restore"), "{error}");
 }
 
 #[test]

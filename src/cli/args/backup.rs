@@ -35,7 +35,7 @@ pub struct BackupArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -49,8 +49,8 @@ pub struct BackupArgs {
     )]
     pub group_by: String,
 
-    /// When to start a new chain with a full backup: period (in each new one) or never (only if no
-    /// chain can be continued)
+    /// When to start a new chain with a full backup: period (at the start of each period) or never
+    /// (only if no chain can be continued)
     #[arg(
         help_heading = "What to save",
         long,
@@ -74,7 +74,7 @@ pub struct BackupArgs {
     )]
     pub store_decrypted: bool,
 
-    /// Leave encrypted disks out, whatever the environment says
+    /// Leave encrypted disks out, even if VMSNAP_STORE_DECRYPTED=yes is set
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 
@@ -119,7 +119,7 @@ pub struct BackupArgs {
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
-    /// How long the guest agent may take to freeze the file systems; 0: do not freeze
+    /// How long the guest agent may take to freeze the file systems; 0 means no freezing
     #[arg(
         help_heading = "Hypervisor",
         long,
@@ -151,7 +151,7 @@ pub struct BackupArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -14,10 +14,10 @@ use super::shared::{DomainArgs, OutputArgs, WAIT, WaitArgs, path_or_empty};
 #[derive(Debug, Args)]
 #[command(
     mut_arg("passphrase_file", |arg| arg.help(
-        "Passphrase of the target, and of the source without --from-… [env: VMSNAP_PASSPHRASE_FILE]"
+        "File with the passphrase of the target; also of the source, unless a --from-… switch is given [env: VMSNAP_PASSPHRASE_FILE]"
     )),
     mut_arg("identity_file", |arg| arg.help(
-        "Private keys for the target, and for the source without --from-… [env: VMSNAP_IDENTITY_FILE]"
+        "File with private keys for the target; also for the source, unless a --from-… switch is given [env: VMSNAP_IDENTITY_FILE]"
     )),
     mut_arg("wait", |arg| arg.help(WAIT)),
 )]
@@ -34,8 +34,8 @@ pub struct CopyArgs {
     #[arg(long, value_name = "LOCATION", value_parser = path_or_empty())]
     pub from: PathBuf,
 
-    /// Location of the repository to which they are copied: a pack repository that exists
-    /// (`vmsnap init`), or a folder, which is created if its parent folder exists
+    /// Location of the repository to which restore points are copied: an existing pack repository
+    /// (see `vmsnap init`), or a folder, which is created if its parent folder exists
     #[arg(long, value_name = "LOCATION", value_parser = path_or_empty())]
     pub to: PathBuf,
 
@@ -53,7 +53,8 @@ pub struct CopyArgs {
     #[arg(help_heading = "What to copy", long)]
     pub all: bool,
 
-    /// What opens the target, and also the source unless one of the next two is given.
+    /// The secret that opens the target. It also opens the source, unless one of the next two
+    /// switches is given.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -74,7 +75,7 @@ pub struct CopyArgs {
     #[arg(long, value_name = "METHOD", env = "VMSNAP_COMPRESS", default_value = "zstd")]
     pub compress: Compression,
 
-    /// Show what would be copied, and why the rest would not; copy nothing
+    /// Show which restore points would be copied, and why others would not; copy nothing
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
@@ -82,13 +83,13 @@ pub struct CopyArgs {
     #[command(flatten)]
     pub wait: WaitArgs,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
 
 impl CopyArgs {
-    /// What opens the source.
+    /// The secret that opens the source.
     pub fn source_secret(&self) -> SecretArgs {
         match (&self.from_passphrase_file, &self.from_identity_file) {
             (None, None) => self.secret.clone(),

@@ -27,15 +27,15 @@ pub struct FilesArgs {
     #[arg(value_name = "ACTION", value_enum)]
     pub action: Option<FilesVerb>,
 
-    /// Absolute paths in the guest; for get, then the folder of this host for the copies
+    /// Absolute paths in the guest; for get, followed by a folder on this host for the copies
     #[arg(value_name = "PATH")]
     pub paths: Vec<OsString>,
 
-    /// Where the restore points are.
+    /// The repository with the restore points.
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -48,12 +48,12 @@ pub struct FilesArgs {
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<String>,
 
-    /// Read the file system on this device, such as /dev/sda1 or /dev/vg/lv [default: those that
-    /// the guest's operating system mounts, or the only one]
+    /// Read the file system on this device, such as /dev/sda1 or /dev/vg/lv [default: all file
+    /// systems that the guest's operating system mounts, or the only file system]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<String>,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
@@ -65,7 +65,7 @@ pub enum FilesVerb {
     Ls,
     /// Print the content of files
     Cat,
-    /// Copy files and folders into a folder of this host
+    /// Copy files and folders into a folder on this host
     Get,
     /// Write a folder to stdout as a tar stream
     Tar,

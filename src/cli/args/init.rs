@@ -20,7 +20,7 @@ pub struct InitArgs {
     #[arg(value_name = "LOCATION")]
     pub location: PathBuf,
 
-    /// Encrypt for the owner of this public key of age (age1…); may be given several times
+    /// Encrypt for the owner of this age public key (age1…); may be given several times
     #[arg(long, value_name = "RECIPIENT", conflicts_with_all = ["passphrase_file", "no_encryption"])]
     pub encrypt_to: Vec<String>,
 
@@ -37,7 +37,7 @@ pub struct InitArgs {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub label: String,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
@@ -59,11 +59,12 @@ pub struct RepositoryCommandArgs {
 pub enum RepositoryCommand {
     /// Show the facts about a pack repository; needs no key
     Info(InfoArgs),
-    /// Delete data that no restore point needs; `vmsnap prune` does it, too
+    /// Delete data that no restore point needs; `vmsnap prune` does this too
     Collect(CollectArgs),
-    /// Check the objects of a pack repository, and show what each damaged one costs
+    /// Check the objects of a pack repository, and show which disks and files each damaged one
+    /// makes unreadable
     Check(CheckArgs),
-    /// Add packs that the index lacks, from the packs' own tables
+    /// Add missing packs to the index, from the packs' own tables
     RebuildIndex(RebuildArgs),
 }
 
@@ -77,7 +78,7 @@ pub struct CheckArgs {
     #[arg(value_name = "LOCATION")]
     pub location: PathBuf,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -85,7 +86,7 @@ pub struct CheckArgs {
     #[arg(long)]
     pub deep: bool,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
@@ -100,7 +101,7 @@ pub struct RebuildArgs {
     #[arg(value_name = "LOCATION")]
     pub location: PathBuf,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -112,7 +113,7 @@ pub struct RebuildArgs {
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
@@ -127,21 +128,21 @@ pub struct CollectArgs {
     #[arg(value_name = "LOCATION")]
     pub location: PathBuf,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
-    /// How long a pack stays after it was condemned: 36h, 2d or 1w. Younger packs are not
-    /// condemned
+    /// Grace period, such as 36h, 2d or 1w: how long an unused pack stays after it was condemned
+    /// (marked for deletion). Packs younger than this are not condemned
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = grace)]
     pub grace: SignedDuration,
 
-    /// Show what a collection would do. Needs the same rights as a collection, does not read the
-    /// packs of killed runs, and counts them as unused
+    /// Show what a collection would do. Needs the same rights as a collection. Packs that killed
+    /// runs left are not read, and count as unused
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
@@ -164,7 +165,7 @@ pub struct InfoArgs {
     #[arg(value_name = "LOCATION")]
     pub location: PathBuf,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -4,10 +4,10 @@ use clap::Args;
 
 use crate::ops::retention::{Policy, Quota, Rule, Within};
 
-/// The rules and the span of a policy. Their names are those of restic.
+/// The switches of a retention policy. They have the same names as in restic.
 #[derive(Debug, Args)]
 pub struct KeepArgs {
-    /// Keep the newest N restore points. Here and below, N is a number or unlimited (-1)
+    /// Keep the newest N restore points. Here and below, N is a number, or 'unlimited' (same as -1)
     #[arg(
         help_heading = "What to keep",
         long,
@@ -25,7 +25,7 @@ pub struct KeepArgs {
     )]
     pub keep_hourly: Option<Quota>,
 
-    /// The same for days
+    /// Keep the newest restore point of each of the newest N days that have one
     #[arg(
         help_heading = "What to keep",
         long,
@@ -34,7 +34,7 @@ pub struct KeepArgs {
     )]
     pub keep_daily: Option<Quota>,
 
-    /// The same for weeks, which begin on Monday
+    /// Keep the newest restore point of each of the newest N weeks (from Monday) that have one
     #[arg(
         help_heading = "What to keep",
         long,
@@ -43,7 +43,7 @@ pub struct KeepArgs {
     )]
     pub keep_weekly: Option<Quota>,
 
-    /// The same for months
+    /// Keep the newest restore point of each of the newest N months that have one
     #[arg(
         help_heading = "What to keep",
         long,
@@ -52,7 +52,7 @@ pub struct KeepArgs {
     )]
     pub keep_monthly: Option<Quota>,
 
-    /// The same for years
+    /// Keep the newest restore point of each of the newest N years that have one
     #[arg(
         help_heading = "What to keep",
         long,

@@ -24,11 +24,11 @@ pub struct KeyArgs {
 pub enum KeyCommand {
     /// List the key slots; needs no key
     List(KeyListArgs),
-    /// Add a key slot: a passphrase, or a public key of age
+    /// Add a key slot for a passphrase or an age public key
     Add(KeyAddArgs),
     /// Remove a key slot, unless it is the last one
     Remove(KeyRemoveArgs),
-    /// Write the key of a slot to a file, which opens without the repository; needs no key
+    /// Copy a key slot to a recovery file, which can be opened without the repository; needs no key
     Export(KeyExportArgs),
 }
 
@@ -39,7 +39,7 @@ pub struct KeyListArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
@@ -47,23 +47,23 @@ pub struct KeyListArgs {
 /// The file with the secret of a pack repository.
 #[derive(Clone, Debug, Args)]
 pub struct SecretArgs {
-    /// Passphrase of a pack repository [env: VMSNAP_PASSPHRASE_FILE]
+    /// File with the passphrase of a pack repository [env: VMSNAP_PASSPHRASE_FILE]
     #[arg(long, value_name = "FILE", conflicts_with = "identity_file")]
     pub passphrase_file: Option<PathBuf>,
 
-    /// Private keys for a pack repository [env: VMSNAP_IDENTITY_FILE]
+    /// File with private keys for a pack repository [env: VMSNAP_IDENTITY_FILE]
     #[arg(long, alias = "identity", value_name = "FILE")]
     pub identity_file: Option<PathBuf>,
 }
 
-/// What opens the repository.
+/// The secret that opens the repository, and the place of the key slot.
 #[derive(Debug, Args)]
 pub struct OpenerArgs {
     /// The secret.
     #[command(flatten)]
     pub secret: SecretArgs,
 
-    /// Take the key from this file, which `vmsnap key export` wrote, instead of from the repository
+    /// Use the key in this recovery file (see `vmsnap key export`), not the repository's key slots
     #[arg(long, value_name = "FILE")]
     pub recovery_file: Option<PathBuf>,
 }
@@ -75,15 +75,15 @@ pub struct KeyAddArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub opener: OpenerArgs,
 
-    /// The new slot opens for the owner of this public key of age (age1…)
+    /// Add a slot for the owner of this age public key (age1…)
     #[arg(long, value_name = "RECIPIENT", conflicts_with = "new_passphrase_file")]
     pub encrypt_to: Option<String>,
 
-    /// The new slot opens with the passphrase in this file [default: ask on the terminal]
+    /// Add a slot for the passphrase in this file [default: ask on the terminal]
     #[arg(long, value_name = "FILE")]
     pub new_passphrase_file: Option<PathBuf>,
 
@@ -103,7 +103,7 @@ pub struct KeyRemoveArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub opener: OpenerArgs,
 }

@@ -16,11 +16,11 @@ pub struct ListArgs {
     #[command(flatten)]
     pub domains: DomainArgs,
 
-    /// Where the restore points are.
+    /// The repository with the restore points.
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 

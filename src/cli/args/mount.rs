@@ -23,11 +23,11 @@ pub struct MountArgs {
     #[arg(value_name = "DIR")]
     pub dir: PathBuf,
 
-    /// Where the restore points are.
+    /// The repository with the restore points.
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -36,8 +36,8 @@ pub struct MountArgs {
     #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: String,
 
-    /// Let all users of this machine read the files; only root may do this without a line in
-    /// /etc/fuse.conf
+    /// Let all users of this machine read the files; users other than root need the line
+    /// user_allow_other in /etc/fuse.conf
     #[arg(long)]
     pub allow_other: bool,
 }

@@ -47,7 +47,7 @@ pub struct PinnedArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -55,7 +55,7 @@ pub struct PinnedArgs {
     #[command(flatten)]
     pub wait: WaitArgs,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -21,7 +21,7 @@ pub struct PruneArgs {
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -41,7 +41,7 @@ pub struct PruneArgs {
     #[command(flatten)]
     pub wait: WaitArgs,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

@@ -28,11 +28,11 @@ pub struct RestoreArgs {
     #[arg(value_name = "DOMAIN")]
     pub domain: String,
 
-    /// Where the restore points are.
+    /// The repository with the restore points.
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -50,8 +50,8 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "POINT", default_value = "latest")]
     pub at: String,
 
-    /// Restore only this disk; may be given several times. With --in-place also one
-    /// TARGET=DOMAIN:TARGET: write the disk onto a disk of another domain, which must be shut off
+    /// Restore only this disk; may be given several times. With --in-place, TARGET=DOMAIN:TARGET
+    /// writes the disk onto a disk of another domain, which must be shut off
     #[arg(long = "disk", value_name = "TARGET")]
     pub disks: Vec<DiskChoice>,
 
@@ -68,16 +68,16 @@ pub struct RestoreArgs {
     #[arg(long, value_name = "NEW", requires = "define")]
     pub name: Option<String>,
 
-    /// Bring the domain's own disks back, and write only what differs. The domain must be shut off.
-    /// The present state is saved first, as vmsnap backup does it
+    /// Restore the domain's own disks, and write only what differs. The domain must be shut off.
+    /// Its present state is backed up first, as by `vmsnap backup`
     #[arg(help_heading = IN_PLACE, long, conflicts_with = "to")]
     pub in_place: bool,
 
-    /// Do not save the present state of the disks
+    /// Do not back up the present state of the disks first
     #[arg(help_heading = IN_PLACE, long, requires = "in_place")]
     pub discard_current: bool,
 
-    /// Only remove the mark of a restore in place that has not ended. The disks stay as they are
+    /// Give up an unfinished restore in place: remove its mark, and leave the disks as they are
     #[arg(
         help_heading = IN_PLACE,
         long,
@@ -118,7 +118,7 @@ pub struct RestoreArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
@@ -128,6 +128,6 @@ pub struct RestoreArgs {
 pub enum FormatArg {
     /// qcow2 without a backing file
     Qcow2,
-    /// The bytes themselves, with holes
+    /// The disk's bytes without a header; ranges of zeroes become holes
     Raw,
 }

@@ -44,7 +44,7 @@ pub struct ScrubArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -68,7 +68,7 @@ pub struct ScrubArgs {
     #[command(flatten)]
     pub connect: ConnectArgs,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }

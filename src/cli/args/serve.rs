@@ -19,11 +19,11 @@ pub struct ServeArgs {
     #[arg(value_name = "DOMAIN")]
     pub domain: String,
 
-    /// Where the restore points are.
+    /// The repository with the restore points.
     #[command(flatten)]
     pub repository: RepositoryArgs,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -45,12 +45,12 @@ pub struct ServeArgs {
     #[arg(long, value_name = "[ADDRESS:]PORT", conflicts_with = "socket", value_parser = address)]
     pub listen: Option<SocketAddr>,
 
-    /// The form of the output.
+    /// The format of the output.
     #[command(flatten)]
     pub output_args: OutputArgs,
 }
 
-/// Reads a port, or an address with a port. A port alone is one of this machine's own address.
+/// Reads a port, or an address with a port. A port alone means 127.0.0.1.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let port = text.strip_prefix(':').unwrap_or(text);
     match port.parse::<u16>() {

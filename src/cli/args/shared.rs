@@ -103,7 +103,7 @@ impl WaitArgs {
     }
 }
 
-/// The form of the output.
+/// The format of the output.
 #[derive(Debug, Args)]
 pub struct OutputArgs {
     /// Print one JSON document on stdout

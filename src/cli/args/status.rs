@@ -31,7 +31,7 @@ pub struct StatusArgs {
     )]
     pub output: Option<PathBuf>,
 
-    /// What opens it.
+    /// The secret that opens the repository.
     #[command(flatten)]
     pub secret: SecretArgs,
 
@@ -56,7 +56,7 @@ pub struct StatusArgs {
     )]
     pub store_decrypted: bool,
 
-    /// Assume that backups leave encrypted disks out, whatever the environment says
+    /// Assume that backups leave encrypted disks out, even if VMSNAP_STORE_DECRYPTED=yes is set
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 

@@ -10,7 +10,7 @@ use super::advice::{single_hyphen, unknown_short};
 use super::switches::{Kind, every_arg, kebab, kind, kind_of};
 use crate::model::text::shown;
 
-/// One typed word, or two that belong together.
+/// One typed word, or two: a switch and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Token {
     Switch {

@@ -75,8 +75,8 @@ pub(super) fn kind_of(name: &str, grammar: &Command) -> Option<Kind> {
 }
 
 /// Every argument of the command line, except the hidden `--no-…` that [`negation`] writes. The
-/// arguments of the classic commands come first, because the first argument with a name decides
-/// what the name means.
+/// arguments of the classic commands come first, because if several arguments have the same name,
+/// the first one decides its kind.
 pub(super) fn every_arg(grammar: &Command) -> impl Iterator<Item = &Arg> {
     let (of_node, others): (Vec<&Command>, Vec<&Command>) =
         grammar.get_subcommands().partition(|command| is_of_node(command));

@@ -20,7 +20,7 @@ pub fn run(args: &CollectArgs, stop: &Stop) -> CommandResult {
     let repo = open_to_read(Some(&args.location), &args.secret, stop)?;
     let report = collect(repo.as_ref(), &how, stop)?.ok_or_else(|| {
         let what = format!(
-            "{} is not a pack repository: removing restore points frees their space at once",
+            "{} is not a pack repository, so there is nothing to collect: removing a restore point frees its space at once",
             repo.location()
         );
         Refusal::new(ExitCode::Usage, what)
@@ -33,8 +33,8 @@ pub fn run(args: &CollectArgs, stop: &Stop) -> CommandResult {
     Ok(ExitCode::Ok)
 }
 
-/// Collects after restore points were removed, and prints what was done unless the output is a
-/// document. `None` if there is nothing to collect in this kind of repository.
+/// Collects after restore points were removed, and prints a report unless the output is a document.
+/// `None` if this kind of repository needs no collection.
 pub(super) fn after_prune(
     repo: &dyn Repository,
     is_document: bool,

@@ -76,7 +76,8 @@ fn chosen(args: &RestoreArgs) -> Result<(String, Option<Mapping>), Refusal> {
         return Ok((args.domain.clone(), None));
     };
     if args.disks.len() > 1 {
-        let what = "only one disk can be written onto a disk of another domain at once: give --disk once";
+        let what =
+            "with --disk TARGET=DOMAIN:TARGET, only one disk can be restored at a time: give --disk once";
         return Err(ops::Error::of("", ops::Cause::Usage(what.to_owned())).into());
     }
     let mapping = Mapping {

@@ -24,7 +24,7 @@ pub fn run(args: &InitArgs, stop: &Stop) -> CommandResult {
     let made = ops::init::init(&args.location, options, stop)?;
     if !made.leftovers.is_empty() {
         let what = format!(
-            "{} holds {} objects of interrupted runs, which may be deleted: {}",
+            "{} holds {} objects that interrupted runs left; you can delete them: {}",
             made.facts.location,
             made.leftovers.len(),
             shown::some(&made.leftovers)

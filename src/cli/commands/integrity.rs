@@ -29,7 +29,7 @@ pub fn check(args: &CheckArgs, stop: &Stop) -> CommandResult {
     })
 }
 
-/// Lists packs in the index that it lacks.
+/// Adds missing packs to the index.
 pub fn rebuild_index(args: &RebuildArgs, stop: &Stop) -> CommandResult {
     let how = Rebuild {
         dry_run: args.dry_run,

@@ -23,12 +23,12 @@ pub(super) struct KeptDomains<'a> {
 }
 
 impl<'a> KeptDomains<'a> {
-    /// Selects domains of the repository; all of them if no word is typed. `verb` and the `switch`
-    /// that names the repository complete the refusal of an empty one.
+    /// Selects domains of the repository; all of them if no word is typed. The error about an empty
+    /// repository quotes `verb` and `switch`, the switch that names the repository.
     ///
     /// # Errors
-    /// The repository cannot be read, it has no domains, or the words are empty, as an unset
-    /// variable leaves them.
+    /// The repository cannot be read or has no domains, or all words are empty (an unset
+    /// variable?).
     pub(super) fn select(
         repo: &'a dyn Repository,
         mut words: Vec<String>,
@@ -107,7 +107,7 @@ impl<'a> KeptDomains<'a> {
 pub(super) fn sets_hint(repo: &dyn Repository) -> Option<String> {
     let location = repo.sets_location()?;
     Some(format!(
-        "the folder holds backups of virtnbdbackup: {location} in place of its path reads them"
+        "the folder holds backups of virtnbdbackup: to read them, give {location} instead of the folder's path"
     ))
 }
 

@@ -23,7 +23,7 @@ pub fn run(args: &RestoreArgs, stop: &Stop) -> CommandResult {
     let to = args.to.clone().unwrap_or_default();
     if let Some(choice) = args.disks.iter().find(|choice| choice.onto.is_some()) {
         let what = format!(
-            "--disk {}=… names a disk of another domain, which is only written to with --in-place instead of --to or --pool",
+            "--disk {}=… names a disk of another domain: this needs --in-place instead of --to or --pool",
             choice.disk
         );
         return Err(ops::Error::of("", ops::Cause::Usage(what)).into());

@@ -22,8 +22,8 @@ use crate::ops::prune::PrunePlan;
 use crate::ops::reconcile::Reconciliation;
 use crate::ops::retention::RetentionOutcome;
 
-/// The domain, with its disks that are left out for these kinds of reasons; `None` if no disk is
-/// left out for them.
+/// A line with the domain and its disks that were left out for one of these kinds of reasons;
+/// `None` if there are none.
 pub fn lacks(turn: &Turn<Outcome>, kinds: &[Kind]) -> Option<String> {
     let outcome = turn.result.as_ref().ok()?;
     let targets = left_out::targets(&outcome.point.left_out, kinds);
@@ -351,7 +351,8 @@ pub fn plan_text(domain: &str, preview: &Preview) -> String {
     text
 }
 
-/// The steps of a planned backup, a line each. Findings in `known` were reported elsewhere.
+/// The steps of a planned backup, a line each. Findings in `known` are left out, because they are
+/// reported elsewhere.
 pub(crate) fn plan_lines(planned: &Reconciliation, writer: Option<&str>, known: &[Finding]) -> Vec<String> {
     let plan = &planned.backup;
     let mut lines = Vec::new();

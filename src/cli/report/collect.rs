@@ -26,12 +26,12 @@ pub(crate) fn lines(location: &str, report: &CollectReport, dry_run: bool) -> St
     };
     let all = report.all.packs;
     let mut text = line(&match report.deleted.packs {
-        0 => format!("{location}: {would}{deletes} none of {} of data", packs(all)),
+        0 => format!("{location}: {would}{deletes} none of {}", packs(all)),
         _ => {
             let bytes = pretty::bytes(report.deleted.bytes);
             let deleted = report.deleted.packs;
             format!(
-                "{location}: {would}{deletes} {deleted} of {} of data ({bytes})",
+                "{location}: {would}{deletes} {deleted} of {} ({bytes})",
                 packs(all)
             )
         }
@@ -49,7 +49,10 @@ pub(crate) fn lines(location: &str, report: &CollectReport, dry_run: bool) -> St
     }
     if report.kept.packs > 0 {
         let kept = amount(&report.kept);
-        push_line(&mut text, &format!("  waiting: {kept}, condemned earlier"));
+        push_line(
+            &mut text,
+            &format!("  not deleted yet: {kept}, condemned earlier"),
+        );
     }
     if let Some(time) = not_before(report) {
         push_line(

@@ -93,7 +93,10 @@ pub fn text(domain: &str, outcome: &Outcome, took: Duration) -> String {
         );
     }
     if let Some(saved) = &outcome.saved {
-        push_line(&mut text, &format!("  the state before is restore point {saved}"));
+        push_line(
+            &mut text,
+            &format!("  the previous state of the disks was saved as restore point {saved}"),
+        );
     }
     text
 }
@@ -119,7 +122,7 @@ pub fn plan_text(domain: &str, plan: &InPlacePlan) -> String {
     ));
     let first = match (&plan.ends, plan.saves) {
         (Some(mark), _) => format!(
-            "  ends the restore in place to {} that began at {:.0}",
+            "  finishes the restore in place to {} that began at {:.0}",
             shown(&mark.restore_point),
             mark.began
         ),

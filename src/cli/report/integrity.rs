@@ -22,7 +22,7 @@ pub fn check_lines(location: &str, check: &RepositoryCheck) -> String {
     for damage in &check.damage {
         push_line(&mut text, &format!("  {}", damage.finding.message));
         for cost in &damage.costs {
-            push_line(&mut text, &format!("    costs {}", cost_text(cost)));
+            push_line(&mut text, &format!("    makes unreadable: {}", cost_text(cost)));
         }
     }
     let read = match check.deep {
@@ -77,7 +77,7 @@ fn session_text(session: &SessionNote) -> String {
         None => String::new(),
     };
     format!(
-        "a run is at work or was killed ({}): {}; {began}renewed {}",
+        "a run is active, or was killed ({}): {}; {began}last renewed {}",
         session.kind, session.host, session.renewed
     )
 }
@@ -97,7 +97,7 @@ pub fn rebuild_lines(location: &str, report: &RebuildReport, dry_run: bool) -> S
     for (pack, why) in &report.unsound {
         push_line(
             &mut text,
-            &format!("  {pack} is in no index object, and not usable: {why}"),
+            &format!("  {pack} is in no index object, and cannot be added: {why}"),
         );
     }
     for damaged in &report.damaged {
@@ -107,14 +107,14 @@ pub fn rebuild_lines(location: &str, report: &RebuildReport, dry_run: bool) -> S
     if report.is_held_back {
         push_line(
             &mut text,
-            "  damaged index objects stay, because the packs above are in no readable one. Get \
-             these packs back. Before you delete one, run `vmsnap repository check --deep`: it \
-             shows whether restore points need it",
+            "  damaged index objects are not deleted, because no readable index object lists the \
+             packs above. Restore these packs if you have a copy. Before you delete one of them, run \
+             `vmsnap repository check --deep`, which shows whether restore points need it",
         );
     } else if report.damaged.iter().any(stays) {
         push_line(
             &mut text,
-            "  nothing can be collected until they are deleted: use --delete-damaged",
+            "  no data can be collected until the damaged index objects are deleted: use --delete-damaged",
         );
     }
     text
@@ -130,9 +130,11 @@ fn index_text(damaged: &DamagedIndex, would: &str) -> String {
     } = damaged;
     match fault {
         IndexFault::Seal if *is_deleted => format!("{name} is damaged: {why}; {would}deleted"),
-        IndexFault::Seal => format!("{name} is damaged: {why}; it stays"),
+        IndexFault::Seal => format!("{name} is damaged: {why}; not deleted"),
         IndexFault::Format => {
-            format!("{name} cannot be read, but its seal is right: use the newest vmsnap")
+            format!(
+                "{name} has a valid seal, but this version of vmsnap cannot read it: use the newest version"
+            )
         }
         IndexFault::Name => format!("{name} is not an object of vmsnap: delete it by hand"),
     }
@@ -194,7 +196,7 @@ pub(crate) struct DamagedObjectPart<'a> {
     pub(super) restore_points: Vec<CostPart<'a>>,
 }
 
-/// What damage costs of one restore point, in a document.
+/// The disks and files of one restore point that damage makes unreadable, in a document.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CostPart<'a> {
@@ -347,7 +349,7 @@ mod tests {
             ..RebuildReport::default()
         };
         let expected = "pack:/b: the index lists all packs
-  index/newer cannot be read, but its seal is right: use the newest vmsnap
+  index/newer has a valid seal, but this version of vmsnap cannot read it: use the newest version
   index/notes is not an object of vmsnap: delete it by hand
 ";
         assert_eq!(lines(&report), expected);
@@ -356,8 +358,8 @@ mod tests {
         assert_eq!(lines(&report), format!("{expected}{deleted}"));
         report.damaged = vec![damaged("old", IndexFault::Seal, false)];
         let expected = "pack:/b: the index lists all packs
-  index/old is damaged: its seal is wrong; it stays
-  nothing can be collected until they are deleted: use --delete-damaged
+  index/old is damaged: its seal is wrong; not deleted
+  no data can be collected until the damaged index objects are deleted: use --delete-damaged
 ";
         assert_eq!(lines(&report), expected);
     }
@@ -371,11 +373,11 @@ mod tests {
             ..RebuildReport::default()
         };
         let expected = "pack:/b: added to the index: none
-  packs/0a is in no index object, and not usable: its digest is wrong
-  index/old is damaged: its seal is wrong; it stays
-  damaged index objects stay, because the packs above are in no readable one. \
-Get these packs back. Before you delete one, run `vmsnap repository check --deep`: \
-it shows whether restore points need it
+  packs/0a is in no index object, and cannot be added: its digest is wrong
+  index/old is damaged: its seal is wrong; not deleted
+  damaged index objects are not deleted, because no readable index object lists the packs above. \
+Restore these packs if you have a copy. Before you delete one of them, \
+run `vmsnap repository check --deep`, which shows whether restore points need it
 ";
         assert_eq!(lines(&report), expected);
     }

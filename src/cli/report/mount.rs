@@ -7,7 +7,7 @@ use crate::cli::pretty;
 use crate::model::text::shell_word;
 use crate::ops::mount::{MountEnding, MountedPoint, Outcome};
 
-/// What is mounted, and how to end it. The files can be read now.
+/// The lines about a new mount: its files, and how to unmount it.
 pub fn ready_text(domain: &str, mounted: &MountedPoint, path: &Path) -> String {
     let (id, dir) = (&mounted.point.id, path.display());
     let unmount = match rustix::process::geteuid().is_root() {
@@ -29,7 +29,7 @@ pub fn ready_text(domain: &str, mounted: &MountedPoint, path: &Path) -> String {
         ))
 }
 
-/// How the mount ended, and whether reads failed.
+/// The line about how a mount ended, and how many reads failed.
 pub fn text(domain: &str, outcome: &Outcome, dir: &Path) -> String {
     let dir = dir.display();
     let ended = match outcome.end {

@@ -195,7 +195,7 @@ pub(crate) fn exported(slot: &KeySlot, file: &Path) -> String {
         None => "the secret of the slot opens this file",
     };
     let mut text = line(&format!(
-        "{}: the key of slot {}{}; {opens}",
+        "{}: a copy of key slot {}{}; {opens}",
         file.display(),
         slot.id,
         labelled(slot)

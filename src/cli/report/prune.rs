@@ -55,7 +55,7 @@ pub(crate) fn lines(turn: &Turn<Outcome>) -> String {
     }
     if let Some(writer) = &outcome.writer {
         let what = format!(
-            "  a prune now would be refused, or wait (--wait): another run ({writer}) is working on this domain"
+            "  a prune would now be refused, or wait with --wait, because another run ({writer}) is working on this domain"
         );
         push_line(&mut text, &what);
     }

@@ -133,7 +133,7 @@ pub fn ended_text(domain: &str, outcome: &Outcome, took: Duration) -> String {
     }
     if outcome.visits.refused > 0 {
         let refused = counted(outcome.visits.refused, "connection");
-        text.push_str(&format!("; {refused} refused, because there were too many"));
+        text.push_str(&format!("; {refused} refused, because too many were open"));
     }
     line(&text)
 }

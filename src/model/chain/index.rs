@@ -8,7 +8,8 @@ use std::sync::{Arc, OnceLock};
 
 use super::{Chains, KeptPoint};
 
-/// The places of the restore points in the order of [`Chains`], and what is known of their disks.
+/// The positions of the restore points in the order of [`Chains`], and the condition of their
+/// disks.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     places: HashMap<String, usize>,
@@ -26,7 +27,7 @@ pub(super) struct Condition {
 }
 
 impl Index {
-    /// Indexes the restore points. Of several with one id, the first counts.
+    /// Indexes the restore points. If several have the same id, the first one counts.
     pub(super) fn new(points: &[KeptPoint]) -> Index {
         let mut places = HashMap::with_capacity(points.len());
         for (place, kept) in points.iter().enumerate() {
@@ -38,7 +39,7 @@ impl Index {
         }
     }
 
-    /// The same places, for chains whose conditions may have changed.
+    /// The same positions, without the conditions, which may have changed.
     pub(super) fn without_conditions(self) -> Index {
         Index {
             conditions: OnceLock::new(),

@@ -22,7 +22,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    /// All of them, in restic's order.
+    /// All rules, in restic's order.
     pub const ALL: [Rule; 6] = [
         Rule::Last,
         Rule::Hourly,
@@ -50,7 +50,7 @@ impl Rule {
 pub enum Quota {
     /// At most this number; 0 disables the rule.
     AtMost(u32),
-    /// As many as there are.
+    /// No limit.
     Unlimited,
 }
 
@@ -61,12 +61,12 @@ impl Default for Quota {
 }
 
 impl Quota {
-    /// Whether it keeps no further restore point.
+    /// Whether the quota is used up.
     pub(crate) fn is_empty(self) -> bool {
         self == Quota::AtMost(0)
     }
 
-    /// The remaining quota after it has kept one.
+    /// The remaining quota after the rule has kept one restore point.
     pub(super) fn less_one(self) -> Quota {
         match self {
             Quota::AtMost(number) => Quota::AtMost(number.saturating_sub(1)),
@@ -105,7 +105,7 @@ pub struct Within {
 }
 
 impl Within {
-    /// The moment this long before another one; `None` if it is out of range.
+    /// The moment that is this span before `moment`; `None` if it is out of range.
     pub(super) fn before(self, moment: &Zoned) -> Option<Timestamp> {
         let span = Span::new().try_years(self.years).ok()?;
         let span = span.try_months(self.months).ok()?.try_days(self.days).ok()?;
@@ -192,7 +192,7 @@ impl Policy {
         self
     }
 
-    /// Sets the span; an empty span is no rule.
+    /// Sets the span within which everything stays; an empty span has no effect.
     pub fn with_within(mut self, within: Option<Within>) -> Policy {
         self.within = within.filter(|within| !within.is_zero());
         self
@@ -203,7 +203,7 @@ impl Policy {
         self.quotas[rule as usize]
     }
 
-    /// Whether it has no rule.
+    /// Whether the policy has no rule, so that it would keep nothing.
     pub(crate) fn is_empty(&self) -> bool {
         self.within.is_none() && self.quotas.iter().all(|quota| quota.is_empty())
     }

@@ -39,8 +39,8 @@ impl Differences {
         Ok(Differences { unchanged, kept })
     }
 
-    /// Reads each cluster from both sides, and reports its offset and whether both are the same. An
-    /// error of `report` ends it.
+    /// Reads each cluster from both sides, and passes its offset to `report`, with whether both
+    /// sides are the same. An error of `report` ends the comparison.
     pub(super) fn each(
         &self,
         job: &dyn BackupJob,

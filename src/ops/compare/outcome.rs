@@ -25,7 +25,7 @@ pub enum Verdict {
     /// No difference, but a disk could not be compared although its newest restore point has a
     /// checkpoint for it.
     Incomplete,
-    /// A cluster differs, or one differed in an earlier comparison and the disk has not been saved
+    /// A cluster differs; or one differed in an earlier comparison, and the disk has not been saved
     /// since.
     Differs,
 }
@@ -66,7 +66,7 @@ pub struct UncomparedDisk {
     pub target: String,
     /// The reason, as a phrase.
     pub why: String,
-    /// The kind of this reason.
+    /// The kind of the reason.
     pub meaning: Meaning,
 }
 
@@ -84,7 +84,7 @@ pub enum Meaning {
 }
 
 impl UncomparedDisk {
-    /// The finding about it.
+    /// Returns the finding about this disk.
     pub(super) fn finding(&self) -> Finding {
         let code = match self.meaning {
             Meaning::MissedWrite => MISSED_WRITE,

@@ -68,7 +68,7 @@ fn planned(survey: &Survey, chains: &Chains, period: &str) -> BackupPlan {
     })
 }
 
-/// Sorts the disks by what a backup into this period would do with them.
+/// Finds the disks that can be compared, from the plan of a backup into this period.
 pub(super) fn subjects(healed: &HealedDomain, period: &str) -> Subjects {
     let chains = &healed.history.chains;
     let planned = planned(&healed.survey, chains, period);

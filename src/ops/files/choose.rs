@@ -64,7 +64,8 @@ pub(super) fn survey(session: &mut Session<'_>, served: &Served) -> Result<FileS
     Ok(systems)
 }
 
-/// Mounts the file systems of the operating system, the wanted device, or the only file system.
+/// Mounts the file system of the wanted device; without a wanted device, the file systems that the
+/// operating system mounts, or the only file system.
 pub(super) fn mount(session: &mut Session<'_>, device: Option<&str>, notes: &mut Vec<Finding>) -> Result<()> {
     let listed = list(session)?;
     let roots = match device {

@@ -18,7 +18,7 @@ use crate::ops::{Cause, Error, Result};
 /// The names of a folder are kept in memory: at most this many bytes.
 const MOST_NAMES: u64 = 64 << 20;
 
-/// Checks what can be checked before anything is started.
+/// Checks the paths, before anything is started.
 ///
 /// # Errors
 /// A path is not absolute, or two files would get the same name.
@@ -41,7 +41,7 @@ pub(super) fn check(domain: &str, action: &FilesAction) -> Result<()> {
     for (place, path) in paths.iter().enumerate() {
         let Some(name) = Path::new(path).file_name() else {
             return usage(format!(
-                "'{}' has no name for the copy: copy what is in it, or use tar",
+                "'{}' has no name that its copy could have: name the files in it, or use tar",
                 lossy(path)
             ));
         };
@@ -49,7 +49,10 @@ pub(super) fn check(domain: &str, action: &FilesAction) -> Result<()> {
             .iter()
             .any(|other| Path::new(other).file_name() == Some(name))
         {
-            return usage(format!("two of the paths would become '{}'", lossy(name)));
+            return usage(format!(
+                "the copies of two of the paths would both be named '{}'",
+                lossy(name)
+            ));
         }
         let to = dir.join(name);
         if to.symlink_metadata().is_ok() {
@@ -59,7 +62,7 @@ pub(super) fn check(domain: &str, action: &FilesAction) -> Result<()> {
     Ok(())
 }
 
-/// Does what is asked.
+/// Lists or copies the files, as `action` requests.
 ///
 /// # Errors
 /// A file is missing, of the wrong kind, or cannot be read or written.

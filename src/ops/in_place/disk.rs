@@ -18,7 +18,7 @@ use crate::ops::monitor::{Event, Monitor};
 use crate::ops::{Cause, Error, Result};
 use crate::repo::{DiskReader, DomainRepository, History, Stored};
 
-/// What the work on each disk needs.
+/// The environment of the work on each disk.
 pub(super) struct DiskWork<'a> {
     pub(super) domain: &'a str,
     /// The repository's part of the domain of the restore point.
@@ -39,7 +39,7 @@ pub(super) struct Compared {
     pub(super) bytes: u64,
     /// The clusters that differ.
     pub(super) differing: ClusterSet,
-    /// Why it was compared as a whole, if damage is the reason.
+    /// A finding, if the disk was compared as a whole because of damage in the repository.
     pub(super) finding: Option<Finding>,
 }
 
@@ -69,7 +69,7 @@ impl DiskWork<'_> {
         changed.map_err(|error| self.failed(disk, error.into()))
     }
 
-    /// Makes everything durable that was written to a disk before.
+    /// Makes all earlier writes to a disk durable.
     pub(super) fn flush(&self, disk: &InPlaceDisk) -> Result<Written> {
         let sink = self.job.sink(&disk.target, DEADLINE, self.stop);
         let mut sink = sink.map_err(|error| self.failed(disk, error.into()))?;

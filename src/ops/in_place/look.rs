@@ -5,7 +5,8 @@ use crate::model::clusters::{ClusterSet, DiskMap};
 use crate::repo::{DiskReader, Stored};
 
 /// The clusters in which two disks of one chain may differ. The older one is `steps` back in the
-/// chain of the newer one. Only verified tables are used: a damaged one could hide a difference.
+/// chain of the newer one. Only verified tables are used, because a damaged table could hide a
+/// difference.
 ///
 /// # Errors
 /// The chain is damaged or cannot be read, or a stop was requested.
@@ -45,8 +46,8 @@ pub(super) fn between(
 /// The clusters of a disk that have to be compared with the restore point. `map` is the map of the
 /// disk now, `wanted` the clusters that hold data in the restore point.
 ///
-/// `between` are the clusters in which the restore point differs from the one since which the
-/// bitmap has recorded writes; `None` compares the whole disk.
+/// `between` are the clusters in which the restore point may differ from the restore point since
+/// which the bitmap has recorded writes. `None` selects the whole disk.
 pub(super) fn to_compare(map: &DiskMap, wanted: &ClusterSet, between: Option<&ClusterSet>) -> ClusterSet {
     let Some(between) = between else {
         // Where neither has data, both read as zero.
@@ -66,7 +67,7 @@ pub(super) fn to_compare(map: &DiskMap, wanted: &ClusterSet, between: Option<&Cl
 /// the disk now.
 ///
 /// # Errors
-/// As [`between`].
+/// The errors of [`between`].
 pub(super) fn is_complete(map: &DiskMap, since: &dyn DiskReader) -> Result<bool, BlockError> {
     let mut missed = since.verified_data_clusters()?;
     missed.remove_all(&map.data);

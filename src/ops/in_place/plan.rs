@@ -11,7 +11,7 @@ use crate::ops::plan::disk_now;
 use crate::ops::restore_mark::RestoreMark;
 use crate::ops::survey::DiskFacts;
 
-/// What a restore in place does.
+/// The plan of a restore in place.
 #[derive(Clone, Debug)]
 pub struct InPlacePlan {
     /// The restore point.
@@ -20,7 +20,7 @@ pub struct InPlacePlan {
     pub of: Option<String>,
     /// Whether the present state is saved first.
     pub saves: bool,
-    /// The mark of an earlier restore in place that this one ends.
+    /// The mark of an unfinished restore in place that this one finishes.
     pub ends: Option<RestoreMark>,
     /// The disks.
     pub disks: Vec<InPlaceDisk>,
@@ -33,11 +33,11 @@ pub struct InPlacePlan {
 pub struct InPlaceDisk {
     /// The disk's target.
     pub target: String,
-    /// The target of the disk in the restore point, if it is written onto another one.
+    /// The target of the disk in the restore point, if it differs from `target`.
     pub from: Option<String>,
     /// The size of the disk in the restore point, in bytes.
     pub size: u64,
-    /// Where its content is, in words.
+    /// The place of the disk's image, in words.
     pub source: String,
     /// Which parts have to be compared.
     pub basis: Basis,
@@ -46,12 +46,13 @@ pub struct InPlaceDisk {
 /// What is known about the places where a disk may differ from the restore point.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Basis {
-    /// It differs at most where the bitmap of a checkpoint marks writes, and where the restore
-    /// points between that checkpoint's and the wanted one hold data.
+    /// The disk can differ only where the bitmap of a checkpoint marks writes, and where the
+    /// restore points between the checkpoint's restore point and the wanted one hold data.
     Changes {
         /// The restore point and its checkpoint.
         since: Parent,
-        /// The part of the chain between it and the wanted restore point, if it is another one.
+        /// The part of the chain between that restore point and the wanted one; `None` if they are
+        /// the same.
         between: Option<ChainPart>,
     },
     /// Nothing is known, for this reason: the whole disk is compared.
@@ -101,7 +102,7 @@ pub struct ChainPart {
     pub newer: String,
     /// The id of the older one.
     pub older: String,
-    /// How many steps back in the chain of the newer one the older one is; at least 1.
+    /// The number of steps from the newer one to the older one in the chain; at least 1.
     pub steps: usize,
 }
 
@@ -111,7 +112,7 @@ pub(super) struct Known<'a> {
     pub(super) disks: &'a [DiskFacts],
     pub(super) chains: &'a Chains,
     pub(super) checkpoints: &'a [Checkpoint],
-    /// Why no bitmap can be used on this hypervisor, if that is so.
+    /// The reason why no bitmap can be used on this hypervisor; `None` if bitmaps can be used.
     pub(super) no_bitmaps: Option<&'a str>,
 }
 
@@ -140,7 +141,7 @@ pub(super) fn basis(known: &Known<'_>, disk: &Disk, point: &RestorePoint) -> Bas
         Some(since) => Basis::Changes { since, between: None },
         None => Basis::Whole(match newest.parent {
             Some(other) => format!(
-                "writes are recorded since {}, which is not in one chain with {}",
+                "the bitmap records writes since {}, which is not in the same chain as {}",
                 other.id, point.id
             ),
             None => newest.reason.to_string(),

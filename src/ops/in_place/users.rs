@@ -8,7 +8,8 @@ use crate::host::{DomainFiles, Host};
 use crate::model::finding::Finding;
 use crate::ops::{Cause, Error, Result, monitor};
 
-/// Checks the image or device of each disk. A missing file is not an error: opening it will fail.
+/// Checks the image or device of each disk. A missing file is not an error here, because opening it
+/// will fail later.
 pub(super) fn check(domain: &str, targets: &[String], host: &dyn Host) -> Result<Vec<Finding>> {
     let named = host.domain_files().map_err(|error| Error::of(domain, error))?;
     let mut findings = Vec::new();

@@ -20,7 +20,7 @@ pub struct MountedFiles {
 }
 
 impl MountedFiles {
-    /// Adds a file. A second one with the same name is an error.
+    /// Adds a file. Two files with the same name are an error.
     ///
     /// # Errors
     /// The file, which was not added.
@@ -92,8 +92,8 @@ impl MountedFile {
         }
     }
 
-    /// A file that cannot be read because of the named damage. If its size is not known, it has one
-    /// byte: a program that reads an empty file gets no error.
+    /// A file that cannot be read because of the named damage. A file of unknown size has one byte,
+    /// because a program that reads an empty file gets no error.
     pub(super) fn damaged(name: String, size: u64, what: String) -> MountedFile {
         let size = size.max(1);
         MountedFile {
@@ -114,7 +114,7 @@ impl MountedFile {
         self.size
     }
 
-    /// Roughly how many of its bytes are stored, and no holes; 0 only for an empty file.
+    /// Roughly the number of its bytes that are not in holes; 0 only for an empty file.
     pub fn allocated(&self) -> u64 {
         match self.size {
             0 => 0,
@@ -122,7 +122,7 @@ impl MountedFile {
         }
     }
 
-    /// Whether damage hides all of it.
+    /// Whether the whole file cannot be read because of damage.
     pub fn is_damaged(&self) -> bool {
         matches!(self.content, Content::Damaged(_))
     }
@@ -130,7 +130,7 @@ impl MountedFile {
     /// Its bytes from `offset` on, at most `length`. Fewer bytes are returned only at its end.
     ///
     /// # Errors
-    /// As [`DiskReader::read_at`].
+    /// The errors of [`DiskReader::read_at`].
     pub fn read_at(&self, offset: u64, length: usize) -> Result<Vec<u8>, BlockError> {
         let rest = self.size.saturating_sub(offset);
         let length = usize::try_from(rest).map_or(length, |rest| rest.min(length));
@@ -160,7 +160,7 @@ impl MountedFile {
     /// The offset of the first byte of data from `offset` on; `None` if only zeroes follow.
     ///
     /// # Errors
-    /// As [`DiskReader::verified_extent_at`].
+    /// The errors of [`DiskReader::verified_extent_at`].
     pub fn data_from(&self, offset: u64) -> Result<Option<u64>, BlockError> {
         self.first(offset, true)
     }
@@ -169,7 +169,7 @@ impl MountedFile {
     /// follows; `None` beyond the end.
     ///
     /// # Errors
-    /// As [`DiskReader::verified_extent_at`].
+    /// The errors of [`DiskReader::verified_extent_at`].
     pub fn hole_from(&self, offset: u64) -> Result<Option<u64>, BlockError> {
         match offset < self.size {
             true => Ok(Some(self.first(offset, false)?.unwrap_or(self.size))),
@@ -199,8 +199,9 @@ impl MountedFile {
     }
 }
 
-/// About how many bytes of a disk are stored, if the sum of what its chain stores is known: `None`
-/// stands for almost all, because programs look for holes only in files that seem to have some.
+/// Estimates how many bytes of a disk of `size` bytes are not in holes. `data` is the number of
+/// bytes that its chain stores; `None` gives almost `size`, because programs look for holes only in
+/// files that seem to have some.
 pub(super) fn allocated(size: u64, data: Option<u64>) -> u64 {
     match data {
         Some(data) if data <= size => data,

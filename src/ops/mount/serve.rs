@@ -51,8 +51,8 @@ pub(super) struct Service {
     pub(super) time: SystemTime,
     /// Whether other users may read the files.
     pub(super) allow_other: bool,
-    /// Receives the reads that fail; dropped when the session has ended. A read waits while the
-    /// receiver is busy.
+    /// Receives the reads that fail; dropped when the session has ended. A failed read waits while
+    /// the receiver is busy.
     pub(super) failures: SyncSender<FailedRead>,
     /// The number of reads that failed.
     pub(super) failed: Arc<AtomicU64>,
@@ -62,7 +62,7 @@ impl Service {
     /// Answers the requests that come from an open FUSE device until the mount is gone.
     ///
     /// # Errors
-    /// The kernel and this program do not understand each other, or a thread cannot be started.
+    /// The kernel's version of the FUSE protocol is not supported, or a thread cannot be started.
     pub(super) fn start(self, device: OwnedFd) -> io::Result<Session<Service>> {
         // The kernel keeps other users out, too.
         let acl = match self.allow_other {

@@ -27,8 +27,8 @@ pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
 /// and its bitmaps may exist without being listed: QEMU keeps bitmaps made since the start of the
 /// domain in memory only. The result covers the disks that would be incremental to it.
 ///
-/// `known` are the listed and the seen checkpoints, `disks` the disks that are about to be backed
-/// up.
+/// `known` are the names of the checkpoints that libvirt lists and of those that [`seen`] returned.
+/// `disks` are the disks that are about to be backed up.
 pub fn suspected(inputs: &Inputs<'_>, known: &[Checkpoint], disks: &[DiskNow]) -> Option<Checkpoint> {
     if !inputs.domain.state.is_active() {
         return None;

@@ -54,12 +54,14 @@ pub struct NvramPlan {
     pub content: Option<Vec<u8>>,
 }
 
-/// What a definition is for.
+/// The purpose of a definition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ops) enum Purpose {
-    /// The domain comes back. It keeps its UUID if that is free, and its other disks.
+    /// The original domain is defined again. It keeps its UUID if that is free, and also its disks
+    /// that are not restored.
     Restored,
-    /// Another domain begins with the same disks: with a new UUID, and without the other disks.
+    /// Another domain gets copies of the disks. It has a new UUID, and lacks the disks that are not
+    /// restored.
     Another,
 }
 

@@ -15,7 +15,8 @@ use crate::ops::monitor::Event;
 use crate::ops::{Cause, Error, Result};
 use crate::repo::{DomainRepository, History, SourceOptions};
 
-/// Restores one disk, onto its device or into a file without a final name, which is returned too.
+/// Restores one disk, onto its device or into a file under a temporary name. Such a file is
+/// returned too.
 pub(super) fn restore_disk<'a>(
     domain: &str,
     disk: &RestoredDisk,
@@ -86,7 +87,7 @@ pub(super) fn restore_disk<'a>(
     Ok((written, unfinished))
 }
 
-/// The source of the disks of a restore.
+/// The restore point from which disks are restored.
 pub(super) struct Origin<'a> {
     pub(super) repository: &'a dyn DomainRepository,
     pub(super) history: &'a History,

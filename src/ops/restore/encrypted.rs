@@ -18,8 +18,8 @@ pub(in crate::ops) struct Encrypted {
 }
 
 impl Encrypted {
-    /// Finds the encrypted disks among these. If the domain's definition cannot be read, a disk
-    /// without a record does not count as encrypted.
+    /// Finds the encrypted disks among `targets`. If the domain's definition cannot be read, only
+    /// disks that the manifest records as encrypted count.
     pub(in crate::ops) fn of(stored: StoredPoint<'_>, targets: &[String]) -> Encrypted {
         let point = stored.point();
         let mut found = Encrypted::default();
@@ -68,7 +68,8 @@ impl Encrypted {
         plain.chain(unknown)
     }
 
-    /// Returns the reason why a domain cannot be defined with them, and the disk that it concerns.
+    /// Returns a disk with which a domain cannot be defined, and the reason; `None` if there is
+    /// none.
     pub(in crate::ops) fn refusal(&self) -> Option<(&str, String)> {
         let disk = self.unknown.first()?;
         let what = format!(
@@ -79,7 +80,8 @@ impl Encrypted {
     }
 }
 
-/// The first of these disks of which it is not known whether the restore point holds plain text.
+/// The first of these disks for which it is unknown whether the restore point holds plain text or
+/// cipher text.
 pub(in crate::ops) fn perhaps_encrypted(stored: StoredPoint<'_>, targets: &[String]) -> Option<String> {
     Encrypted::of(stored, targets).unknown.into_iter().next()
 }

@@ -49,7 +49,8 @@ pub(super) fn check_device(disk: &RestoredDisk, named: &DomainFiles) -> Result<V
     Ok(findings)
 }
 
-/// Refuses a new file that an active domain names. A shut-off domain that names it is reported.
+/// Refuses a new file whose path an active domain uses. Returns a finding for a shut-off domain
+/// that uses it.
 pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding>> {
     let naming = usage::domains_naming(path, named);
     let active = naming.iter().filter(|file| file.is_active).map(|file| Usage {
@@ -77,7 +78,8 @@ pub(super) fn check_file(path: &Path, named: &DomainFiles) -> Result<Vec<Finding
     Ok(named_by.chain(named.findings.iter().cloned()).collect())
 }
 
-/// Claims the device of a disk until the claim is dropped. Nothing has been written to it yet.
+/// Claims the device of a disk, before anything is written to it. The claim ends when it is
+/// dropped.
 pub(super) fn claim<'a>(disk: &RestoredDisk, host: Option<&'a dyn Host>) -> Result<Claim<'a>> {
     let path = &disk.to;
     let held = HeldDevice::open(path).map_err(|error| match error {
@@ -91,7 +93,8 @@ pub(super) fn claim<'a>(disk: &RestoredDisk, host: Option<&'a dyn Host>) -> Resu
     Ok(claim)
 }
 
-/// Claims a device that libvirt has just created. udev may look at it for a moment.
+/// Claims a device that libvirt has just created. Waits a moment, because udev may have the device
+/// open.
 pub(super) fn claim_new(disk: &RestoredDisk) -> Result<Claim<'static>> {
     let path = &disk.to;
     let opened = wait::until(NEW, STEP, || match HeldDevice::open(path) {
@@ -118,7 +121,8 @@ fn length_of(held: &HeldDevice, path: &Path) -> Result<u64> {
     size.map_err(|source| io_cause("examine", path, source))
 }
 
-/// A device that is claimed, as far as the kernel and QEMU's locks allow.
+/// A claim on a device, which keeps others from using it as far as the kernel and QEMU's locks
+/// allow.
 pub(super) struct Claim<'a> {
     held: HeldDevice,
     host: Option<&'a dyn Host>,
@@ -130,7 +134,7 @@ impl Claim<'_> {
         &self.held
     }
 
-    /// Refuses a device that is in use in spite of the claim: QEMU does not ask for a claim.
+    /// Refuses a device that is in use in spite of the claim, which QEMU does not respect.
     pub(super) fn check(&self) -> Result<()> {
         let named = domain_files(self.host)?;
         refuse_users(self.held.path(), self.others(&named)?).map(drop)
@@ -194,7 +198,7 @@ fn check_size(disk: &RestoredDisk, device: u64) -> Result<()> {
 fn larger(disk: &RestoredDisk, device: u64) -> Option<Finding> {
     (device > disk.size).then(|| {
         let what = format!(
-            "{} has {}, and disk {} has {}: the rest of the device stays as it is",
+            "{} ({}) is larger than disk {} ({}): the rest of the device stays as it is",
             disk.to.display(),
             bytes(device),
             disk.target,
@@ -226,7 +230,7 @@ mod tests {
             (found.code.as_str(), found.message.as_str()),
             (
                 "device-larger",
-                "/dev/vg/lv has 4.19 MB, and disk vda has 1.05 MB: the rest of the device stays as it is"
+                "/dev/vg/lv (4.19 MB) is larger than disk vda (1.05 MB): the rest of the device stays as it is"
             )
         );
     }

@@ -219,7 +219,7 @@ impl<'a> NewState<'a> {
         Ok(())
     }
 
-    /// Gives the files their final names, which survive a crash.
+    /// Gives the files their final names, and syncs the folders, so that the names survive a crash.
     pub(in crate::ops) fn place(&mut self) -> std::result::Result<(), Cause> {
         let mut folders = BTreeSet::new();
         for file in &mut self.files {

@@ -63,8 +63,8 @@ impl<'a> Unfinished<'a> {
         }
     }
 
-    /// Lets `create` make a file of this name beside `to`, and empties the file, which will become
-    /// `to`. `remove` is called if the file cannot be used.
+    /// Calls `create` to make a file with a temporary name beside `to`, and empties the file.
+    /// `remove` is called if the file cannot be used.
     pub(super) fn of_another(
         store: &'a dyn Store,
         to: &Path,
@@ -110,7 +110,8 @@ impl<'a> Unfinished<'a> {
         Unfinished::write_as(store, to, content, None)
     }
 
-    /// As [`Unfinished::write`]; but if root restores, the file belongs to this user and group.
+    /// As [`Unfinished::write`]; if vmsnap runs as root, the file gets this user and group as its
+    /// owners.
     pub(super) fn write_as(
         store: &'a dyn Store,
         to: &Path,
@@ -161,7 +162,7 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// Gives complete and synced files their final names. Makes those names, and that of a new folder,
+/// Gives complete and synced files their final names, and syncs their folders, so that the names
 /// survive a crash.
 pub(super) fn place_all(
     store: &dyn Store,
@@ -182,8 +183,8 @@ pub(super) fn place_all(
     Ok(())
 }
 
-/// Removes the files that dead restores left in this folder. A file that cannot be examined stays,
-/// and is no error.
+/// Removes the files that dead restores left in this folder. A file that cannot be examined stays;
+/// this is not an error.
 pub(super) fn sweep(store: &dyn Store, dir: &Path) -> Vec<Finding> {
     let mut findings = Vec::new();
     let Ok(entries) = std::fs::read_dir(dir) else {
@@ -242,7 +243,7 @@ fn restoring(run: uuid::Uuid) -> String {
     format!("{RESTORING}{}{PARTIAL}", run.simple())
 }
 
-/// Whether [`restoring`] made this name.
+/// Whether this is a temporary name that [`restoring`] makes.
 pub(super) fn is_restoring(name: &str) -> bool {
     name.strip_prefix(RESTORING)
         .and_then(|rest| rest.strip_suffix(PARTIAL))

@@ -92,7 +92,7 @@ pub(super) fn check_room(domain: &str, pool: &Pool, needed: u64) -> Result<()> {
     }
 }
 
-/// A pool in which volumes are created. libvirt looks at it again in the end, also after a failure.
+/// A pool in which volumes are created. The pool is refreshed at the end, also after a failure.
 pub(super) struct UsedPool<'a> {
     host: &'a dyn Host,
     name: &'a str,
@@ -142,7 +142,7 @@ fn request(disk: &RestoredDisk, volume: &Volume, name: &str) -> NewVolume {
     }
 }
 
-/// Lets libvirt create the file of a volume, under a temporary name.
+/// Creates the file of a volume through libvirt, under a temporary name.
 pub(super) fn create_file<'a>(
     store: &'a dyn Store,
     host: &dyn Host,
@@ -201,7 +201,8 @@ impl Drop for NewDevice<'_> {
     }
 }
 
-/// Writes a disk onto a new device. The first bytes are written last; until then the mark is there.
+/// Writes a disk onto a new device. The first bytes of the disk are written last; until then the
+/// device begins with the mark.
 pub(super) struct MarkedSink {
     sink: Box<dyn BlockSink>,
     device: DirectFile,

@@ -37,8 +37,8 @@ pub enum RetentionPreview {
     Keep(String),
 }
 
-/// Applies a policy after the domain's new restore point was committed. The finding, which has been
-/// reported already, says what has to wait.
+/// Applies a policy after the domain's new restore point was committed. Also returns a finding
+/// about removals that have to wait; the monitor has received it already.
 pub(in crate::ops) fn after_backup(
     domain: &str,
     repository: &dyn DomainRepository,

@@ -18,9 +18,9 @@ pub struct RetentionPlan {
     /// Why no restore point of the current domain of this name is removed; `None` if nothing
     /// forbids it.
     pub obstacle: Option<Obstacle>,
-    /// The same for earlier domains of this name, each with its UUID.
+    /// The obstacles of earlier domains with this name, each with the domain's UUID.
     pub earlier_obstacles: Vec<(String, Obstacle)>,
-    /// Whether merges can continue images where they are.
+    /// Whether merges can append to existing images instead of copying them.
     pub(crate) can_continue: bool,
     /// Whether removing a restore point frees what it stores.
     pub(crate) frees_space: bool,
@@ -31,7 +31,7 @@ pub struct RetentionPlan {
 pub struct PlannedPoint {
     /// The restore point.
     pub point: RestorePoint,
-    /// What its files store, in bytes.
+    /// The size of its files, in bytes.
     pub size: u64,
     /// Its images, each with the disk.
     pub(crate) images: Vec<(String, ImageSize)>,
@@ -48,7 +48,7 @@ pub struct PlannedMerge {
     pub into: String,
     /// The largest number of bytes that the merge writes.
     pub bytes: u64,
-    /// About the largest number of bytes that the merge frees.
+    /// The largest number of bytes that the merge frees, estimated.
     pub freed: u64,
 }
 
@@ -169,7 +169,7 @@ impl RetentionPlan {
         self.freed_of(|_| true)
     }
 
-    /// The number of bytes that those of these removals free which need no merge.
+    /// The number of bytes that the selected removals free, not counting merges.
     pub(crate) fn freed_of(&self, is_meant: impl Fn(&str) -> bool) -> u64 {
         let removals = self.removals().filter(|planned| is_meant(&planned.point.id));
         match self.frees_space {
@@ -178,7 +178,7 @@ impl RetentionPlan {
         }
     }
 
-    /// About the most that all merges free, in bytes.
+    /// The largest number of bytes that all merges free, estimated.
     pub(crate) fn merge_freed(&self) -> u64 {
         self.merges().iter().map(|merge| merge.freed).sum()
     }

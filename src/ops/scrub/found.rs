@@ -10,8 +10,8 @@ pub struct Found {
     pub checkpoints: Vec<Checkpoint>,
     /// The bitmaps that are known to be there, in the order of the disks.
     pub bitmaps: Vec<DiskBitmap>,
-    /// Names that further bitmaps may have, although they cannot be listed: those that restore
-    /// points and unfinished runs recorded.
+    /// Names of bitmaps that may exist although they cannot be listed. Restore points and
+    /// unfinished runs recorded these names.
     pub recorded: Vec<String>,
     /// Whether the bitmaps of all images could be listed. If so, no checkpoint has unknown bitmaps.
     pub bitmaps_known: bool,

@@ -22,13 +22,13 @@ const USUAL: Allowed = Allowed {
 /// The inputs of the prediction, besides checkpoints and bitmaps.
 #[derive(Clone, Debug)]
 pub(crate) struct Outlook {
-    /// What the hypervisor can do.
+    /// The features that the hypervisor supports.
     pub capabilities: Capabilities,
-    /// What the repository holds, if one was named.
+    /// The content of the repository, if one was named.
     pub kept: Option<Kept>,
 }
 
-/// What a repository holds of a domain.
+/// The content of a repository for a domain.
 #[derive(Clone, Debug)]
 pub struct Kept {
     /// Its restore points.
@@ -41,29 +41,30 @@ pub struct Kept {
     pub repository: Option<String>,
     /// The facts about the domain's disks.
     pub disks: Vec<DiskFacts>,
-    /// The finding that a backup of the current grouping is refused, if such a backup is refused.
+    /// The finding about a refusal, if a backup with the current grouping would be refused.
     pub refused: Option<Finding>,
 }
 
 /// The prediction of the next backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextBackup {
-    /// Its level. `None` if that depends on a repository that was not named or on a bitmap that
-    /// only the backup can look for, or if the backup is refused.
+    /// The level of the backup. `None` if it depends on a repository that was not named, or on a
+    /// bitmap that only the backup can look for, or if the backup would be refused.
     pub level: Option<Level>,
-    /// Whether it is refused because its grouping differs from that of the domain's backups.
+    /// Whether the backup would be refused because its grouping differs from that of the domain's
+    /// backups.
     pub is_refused: bool,
     /// The reason, or what the level depends on.
     pub reason: String,
 }
 
-/// What a scrub leaves for the next backup.
+/// The checkpoints and bitmaps that a scrub leaves for the next backup.
 pub(crate) struct LeftByScrub<'a> {
     /// The checkpoints.
     pub checkpoints: &'a [Checkpoint],
     /// The bitmaps that could be listed.
     pub bitmaps: &'a [DiskBitmap],
-    /// Names of bitmaps that do not exist, not even where bitmaps cannot be listed.
+    /// Names of bitmaps that certainly do not exist, even on disks whose bitmaps cannot be listed.
     pub gone: &'a [String],
 }
 

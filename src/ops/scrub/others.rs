@@ -33,7 +33,7 @@ pub(super) fn names<'a>(found: &'a Found, outlook: &Outlook) -> BTreeSet<&'a str
         .collect()
 }
 
-/// Reports the names that stay.
+/// Returns a finding about the names that stay.
 pub(super) fn finding(names: &BTreeSet<&str>, kind: &str) -> Option<Finding> {
     let (first, others) = (names.first()?, names.len() - 1);
     let (all, them) = match others {

@@ -21,7 +21,7 @@ pub enum ScrubType {
     Bitmap,
     /// Checkpoints and bitmaps.
     Both,
-    /// All of vmsnap's checkpoints and bitmaps, whichever name was given.
+    /// All of vmsnap's checkpoints and bitmaps, even if a name was given.
     All,
 }
 
@@ -34,7 +34,7 @@ impl ScrubType {
         ScrubType::All,
     ];
 
-    /// Returns the word for it.
+    /// Returns the value of `--scrub-type` for this type.
     pub fn word(self) -> &'static str {
         match self {
             ScrubType::Checkpoint => "checkpoint",
@@ -100,7 +100,7 @@ pub struct ScrubPlan {
     pub findings: Vec<Finding>,
 }
 
-/// Plans a scrub of this kind, for one name or for all names that vmsnap gives.
+/// Plans a scrub of this kind, for one name or for all of vmsnap's names.
 pub fn plan(
     domain: &Domain,
     found: &Found,

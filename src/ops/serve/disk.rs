@@ -18,9 +18,9 @@ const MOST_FINDINGS: usize = 100;
 /// How much of a disk clients have read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReadCounts {
-    /// How many bytes of data they got; ranges that are reported as zero do not count.
+    /// The number of bytes of data that they read; ranges that are reported as zero do not count.
     pub bytes: u64,
-    /// How many reads failed because stored data are damaged.
+    /// How many reads failed because stored data is damaged.
     pub damaged: u64,
     /// How many reads failed for another reason.
     pub failed: u64,
@@ -54,7 +54,7 @@ impl Readings {
         }
     }
 
-    /// Waits at most this long for a finding, and takes all that are new.
+    /// Waits up to `at_most` for a finding, and returns all new findings.
     pub(super) fn take_findings(&self, at_most: Duration) -> Vec<Finding> {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self

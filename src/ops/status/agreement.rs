@@ -74,8 +74,8 @@ impl Records<'_> {
 /// Compares the checkpoints that the period's newest chain recorded with those of the domain.
 ///
 /// The oldest recorded checkpoints may have been retired. Checkpoints of other repositories, and of
-/// the current periods of other groupings, are expected too. Before its first restore point a
-/// period agrees with everything.
+/// the current periods of other groupings, are expected too. A period without a restore point
+/// agrees with any checkpoints.
 pub(super) fn disagreeing_period(records: &Records<'_>, checkpoints: &[Checkpoint]) -> Vec<String> {
     let ours = || checkpoints.iter().filter(|found| is_own(&found.name));
     let there: BTreeSet<&str> = ours().map(|found| found.name.as_str()).collect();

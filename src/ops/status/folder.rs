@@ -5,7 +5,7 @@ use crate::repo::{History, PeriodUsage};
 /// The contents of a period.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirStats {
-    /// Where it is.
+    /// The location of the period.
     pub location: String,
     /// The number of its files.
     pub total_files: u64,

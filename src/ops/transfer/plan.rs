@@ -22,7 +22,7 @@ pub enum Wanted {
     At(String),
 }
 
-/// What happens to a restore point of the source.
+/// The decision about a restore point of the source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TransferDecision {
     /// It is copied.
@@ -46,7 +46,7 @@ pub enum TransferDecision {
 pub struct PlannedTransfer {
     /// The restore point.
     pub point: RestorePoint,
-    /// What its files store in the source, in bytes.
+    /// The size of its files in the source, in bytes.
     pub size: u64,
     /// The decision.
     pub decision: TransferDecision,
@@ -68,16 +68,16 @@ impl TransferPlan {
         self.points.iter().filter(is_copied)
     }
 
-    /// Why wanted restore points cannot be copied although the target lacks them: one sentence for
-    /// each.
+    /// The reasons why wanted restore points cannot be copied although the target lacks them: one
+    /// sentence per restore point.
     pub fn obstacles(&self) -> impl Iterator<Item = String> {
         let obstacles = self.points.iter().filter_map(|planned| {
             let id = &planned.point.id;
             match &planned.decision {
                 TransferDecision::Unusable(why) => Some(format!("restore point {id} cannot be copied: {why}")),
                 TransferDecision::DamagedInTarget(what) => Some(format!(
-                    "restore point {id} is damaged in the target ({what}), and a copy does not replace it: delete \
-                     what is left of it there, then copy again"
+                    "restore point {id} is damaged in the target ({what}), and copying does not replace it: delete \
+                     its remains in the target, then copy again"
                 )),
                 TransferDecision::IdTaken => Some(format!(
                     "restore point {id} cannot be copied: the target has another one with this id"
@@ -88,7 +88,7 @@ impl TransferPlan {
         obstacles.chain(self.lost.iter().cloned())
     }
 
-    /// Whether a wanted restore point is damaged, in the source or in the target.
+    /// Whether a wanted restore point is damaged in the source or in the target.
     pub fn has_damage(&self) -> bool {
         let is_damaged = |planned: &PlannedTransfer| {
             matches!(

@@ -52,8 +52,8 @@ impl<'a> Prover<'a> {
     /// parents.
     ///
     /// # Errors
-    /// The user asked to stop, or something could not be read for a reason that says nothing about
-    /// the restore point. What was found before is in `damage` nevertheless.
+    /// The user asked to stop, or something could not be read for a reason other than damage.
+    /// Damage that was found before that is in `damage` nevertheless.
     pub(super) fn prove(&mut self, kept: &Kept, deep: bool, damage: &mut Vec<Damage>) -> Result<()> {
         self.prove_files(kept, damage)?;
         for disk in &kept.manifest.point.disks {

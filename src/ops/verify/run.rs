@@ -22,7 +22,7 @@ pub(super) struct Verification<'a> {
     pub(super) monitor: &'a dyn Monitor,
     /// The ids of the selected restore points.
     pub(super) chosen: Vec<String>,
-    /// The ids of these and of everything that they depend on.
+    /// The ids of the selected restore points and of all their parents.
     pub(super) needed: BTreeSet<String>,
     /// The damaged disks, each with its restore point's id.
     pub(super) damaged: BTreeSet<(String, String)>,

@@ -39,7 +39,7 @@ fn is_marked(world: &World) -> bool {
     status
         .inconsistencies
         .iter()
-        .any(|what| what.contains("in between two moments"))
+        .any(|what| what.contains("only partly restored"))
 }
 
 /// Checks what an interrupted restore left: every restore point gives back its disks, the state
