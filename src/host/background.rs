@@ -17,8 +17,8 @@ const GOES_ON: u8 = 0;
 /// The most output that is passed on, in bytes.
 const LONGEST: u64 = 16 << 20;
 
-/// Starts this program again with these arguments, and waits until it has called [`detach`] or
-/// ended. Returns what it has printed, and its exit code if it has ended.
+/// Starts this program again with these arguments, and waits until the new process has called
+/// [`detach`] or ended. Returns the process's output, and its exit code if it has ended.
 ///
 /// # Errors
 /// The program cannot be started, or its output cannot be read.
@@ -41,11 +41,11 @@ pub fn begin(words: impl IntoIterator<Item = OsString>) -> io::Result<(String, O
     Ok((String::from_utf8_lossy(&text).into_owned(), Some(code)))
 }
 
-/// Leaves the terminal and the caller of [`begin`]. From here on, this process prints into a file,
-/// which is emptied first.
+/// Detaches this process from the terminal and from the caller of [`begin`]. From here on, its
+/// output goes to the file `log`, which is emptied first.
 ///
 /// # Errors
-/// The file cannot be used, or a call failed. Then this process stays with its caller.
+/// The file cannot be used, or a call failed. The process then remains attached.
 pub fn detach(log: &Path) -> io::Result<()> {
     let nothing = File::open("/dev/null")?;
     let log = OpenOptions::new()

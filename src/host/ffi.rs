@@ -267,7 +267,8 @@ pub(crate) fn block_pull(domain: &Domain, target: &str) -> Call<()> {
     Ok(())
 }
 
-/// Returns how far the block job of a disk is, in bytes done and in all; `None` without a job.
+/// Returns the progress of the block job of a disk: the bytes done, and the bytes in total. `None`
+/// without a job.
 pub(crate) fn block_job(domain: &Domain, target: &str) -> Call<Option<(u64, u64)>> {
     let target = c_string(target)?;
     let mut info = sys::virDomainBlockJobInfo {
@@ -386,9 +387,10 @@ impl Checkpoint {
 
     /// Returns the checkpoint's XML without the XML of its domain.
     ///
-    /// With `sizes` it has the number of bytes changed since the checkpoint, for each disk whose
-    /// bitmap exists and is consistent. QEMU is asked for it, so this works only for an active
-    /// domain. A driver that does not report sizes answers with `ErrorNumber::InvalidArg`.
+    /// With `sizes`, the XML contains the number of bytes changed since the checkpoint, for each
+    /// disk whose bitmap exists and is consistent. QEMU reports these numbers, so this works only
+    /// for an active domain. A driver that does not report sizes answers with
+    /// `ErrorNumber::InvalidArg`.
     pub fn xml(&self, sizes: bool) -> Call<String> {
         let sizes = if sizes {
             sys::VIR_DOMAIN_CHECKPOINT_XML_SIZE

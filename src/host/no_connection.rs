@@ -34,18 +34,18 @@ pub struct Daemons {
 pub struct Places {
     /// Folders that can hold the daemons' programs.
     pub programs: Vec<PathBuf>,
-    /// Where a daemon of this machine may listen.
+    /// The sockets on which a daemon of this machine may listen.
     pub sockets: Sockets,
 }
 
 /// The sockets on which a daemon of this machine may listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sockets {
-    /// Those of the system's daemons.
+    /// The sockets of the system's daemons.
     System(Vec<PathBuf>),
-    /// The one that the URI names.
+    /// The socket that the URI names.
     Named(PathBuf),
-    /// Those of the user's own daemon, which libvirt's library starts itself.
+    /// The socket of the user's own daemon, which libvirt's library starts itself.
     Session,
 }
 
@@ -164,8 +164,9 @@ impl NoConnection {
     }
 }
 
-/// Leaves a socket that refuses connections, as a killed daemon does. It never listens: a listener
-/// that is closed still accepts connections while a process that was just forked has it open.
+/// Creates a socket that refuses connections, like the one that a killed daemon leaves. The socket
+/// never listens, because a closed listener still accepts connections while a process that was just
+/// forked has it open.
 #[cfg(test)]
 pub(super) fn dead_socket(path: &Path) -> std::io::Result<()> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, bind, socket};

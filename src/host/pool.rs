@@ -9,15 +9,15 @@ use super::xml::ImageFormat;
 pub struct Pool {
     /// Its name.
     pub name: String,
-    /// What its volumes are.
+    /// The kind of its volumes.
     pub volumes: VolumeKind,
-    /// The folder in which the volumes have their paths.
+    /// The folder that contains the paths of the volumes.
     pub folder: PathBuf,
     /// The free space, in bytes.
     pub available: u64,
 }
 
-/// What the volumes of a pool are.
+/// The kind of the volumes of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolumeKind {
     /// Files.

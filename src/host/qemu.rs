@@ -62,7 +62,7 @@ fn start(mut command: Command, program: &str) -> Result<Child> {
     })
 }
 
-/// The error about a program that is not installed, with the packages that have it.
+/// The error about a program that is not installed, with the names of its packages.
 pub(super) fn missing(program: &str) -> HostError {
     let package = match program {
         "guestfish" => "libguestfs-tools (Debian) or libguestfs (Fedora)",

@@ -122,7 +122,7 @@ pub enum Refusal {
     /// The UEFI variables are not in a file of their own that is complete by itself.
     #[error("vmsnap saves UEFI variables only from a single, complete file, but they are in {what}")]
     NvramElsewhere {
-        /// Where they are; for a qcow2 image also the reason.
+        /// The place of the variables; for a qcow2 image also the reason.
         what: String,
     },
     /// The state of the TPM cannot be read, or is not what swtpm writes.
@@ -137,7 +137,7 @@ pub enum Refusal {
         path.display()
     )]
     ImpossiblePath {
-        /// What the path is for, for example `socket`.
+        /// The purpose of the path, for example `socket`.
         what: String,
         /// The path.
         path: PathBuf,

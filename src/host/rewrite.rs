@@ -11,10 +11,10 @@ use crate::model::stop::Stop;
 /// A request to open disks of a shut-off domain for reading and writing.
 #[derive(Clone, Debug)]
 pub struct RewriteRequest {
-    /// The disks. No checkpoint is made, so `checkpointed` has no meaning.
+    /// The disks. Their `checkpointed` is ignored, because no checkpoint is made.
     pub disks: Vec<DiskRequest>,
-    /// The checkpoint that was made with the backup of the present state, if there is one: its
-    /// bitmaps show whether a disk was written to since ([`RewriteJob::is_changed`]).
+    /// The checkpoint that was made with the backup of the present state, if there is one. Its
+    /// bitmaps show whether a disk was written to since then ([`RewriteJob::is_changed`]).
     pub witness: Option<String>,
     /// The paths of the sockets and their folder.
     pub places: Places,
@@ -41,8 +41,8 @@ pub trait RewriteJob: Send + Sync {
     /// Opens a disk of the job for reading.
     fn open(&self, target: &str, options: &ReadOptions) -> Result<Box<dyn BlockSource>>;
 
-    /// Opens a disk of the job for writing. What is not written stays as it is. Finishing the sink
-    /// makes the writes durable.
+    /// Opens a disk of the job for writing. Ranges that are not written stay as they are. Finishing
+    /// the sink makes the writes durable.
     fn sink(&self, target: &str, deadline: Duration, stop: &Stop) -> Result<Box<dyn BlockSink>>;
 
     /// Checks whether the job is still usable.
@@ -51,6 +51,6 @@ pub trait RewriteJob: Send + Sync {
     /// Closes the disks. Returns findings, for example about a file that could not be removed.
     ///
     /// # Errors
-    /// A disk could not be closed, so that the last writes may be lost.
+    /// A disk could not be closed, so the last writes may be lost.
     fn finish(self: Box<Self>) -> Result<Vec<Finding>>;
 }

@@ -106,7 +106,7 @@ impl ChainSource {
     /// ones. Otherwise like [`ChainSource::open`].
     ///
     /// # Errors
-    /// As [`ChainSource::open`].
+    /// The errors of [`ChainSource::open`].
     ///
     /// # Panics
     /// As [`ChainSource::open`].

@@ -153,8 +153,8 @@ fn subtree_at(offset: u64) -> Hasher {
     hasher
 }
 
-/// Finds the ranges of a file whose pieces do not match their digests: ranges that do not touch, at
-/// most `most` of them. Drops the pages that it has read from the page cache.
+/// Finds the ranges of a file whose pieces do not match their digests. Returns at most `most`
+/// ranges, which do not touch each other. Drops the pages that it has read from the page cache.
 ///
 /// # Errors
 /// If the file cannot be read, or a stop was requested.

@@ -97,7 +97,7 @@ impl RawWriter {
         Ok(RawWriter::new(target, path, size, length, stop))
     }
 
-    /// Makes the bytes after the disk's end zero, too.
+    /// Also zeroes the bytes of the device after the disk's end.
     #[must_use]
     pub fn clearing_the_rest(mut self) -> Self {
         self.end = self.end.max(self.written.file_bytes);

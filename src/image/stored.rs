@@ -7,8 +7,8 @@ use std::os::unix::fs::FileExt;
 
 use crate::model::block::Patch;
 
-/// A file that is read: the bytes that the file system has, up to a limit, and with the changes
-/// that a merge has still to make in it.
+/// A file as its readers see it: its bytes up to a limit, with the changes that a merge still has
+/// to make in it.
 #[derive(Debug)]
 pub struct StoredFile {
     file: File,
@@ -27,7 +27,7 @@ impl From<File> for StoredFile {
 }
 
 impl StoredFile {
-    /// The same file, which ends after this number of bytes even if somebody appends to it.
+    /// The same file, which ends after this number of bytes even if a merge appends to it.
     #[must_use]
     pub fn limited_to(self, bytes: u64) -> StoredFile {
         StoredFile { limit: bytes, ..self }

@@ -17,7 +17,7 @@ impl OpenedFolder {
     /// Opens the folder at this path.
     ///
     /// # Errors
-    /// It cannot be opened.
+    /// The folder cannot be opened.
     pub(crate) fn open(path: &Path) -> io::Result<OpenedFolder> {
         Ok(OpenedFolder {
             path: path.to_owned(),
@@ -29,7 +29,7 @@ impl OpenedFolder {
     /// time, or another one mounted, and the folder beneath must be neither written nor read.
     ///
     /// # Errors
-    /// Another folder is there, or none.
+    /// The path now leads to another folder, or to none.
     pub(crate) fn check(&self) -> io::Result<()> {
         let identity = |found: Metadata| (found.dev(), found.ino());
         let before = identity(self.file.metadata()?);

@@ -50,9 +50,8 @@ pub trait Store: Send + Sync {
     /// cannot do that for these two names.
     fn link(&self, file: &Path, name: &Path) -> io::Result<()>;
 
-    /// Creates a file that has no meaning until it is renamed, and claims it. Until the claim is
-    /// dropped or its owner dies, [`Store::remove_unclaimed`] leaves the file alone. An existing
-    /// file is an error.
+    /// Creates a file under a temporary name, and claims it. Until the claim is dropped or its
+    /// owner dies, [`Store::remove_unclaimed`] leaves the file alone. An existing file is an error.
     ///
     /// # Errors
     /// `WouldBlock` if another process took the new file for an abandoned one and removes it: the

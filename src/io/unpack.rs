@@ -35,18 +35,18 @@ const NAMED: usize = 10;
 /// The size of the pieces in which content is copied, in bytes.
 const PIECE: usize = 128 << 10;
 
-/// What a written file gets besides its content.
+/// The attributes of a written file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attributes {
     /// Permissions, of which 9 bits are used.
     pub mode: u32,
-    /// The numbers of user and group; `None` leaves it to the user who writes.
+    /// The ids of user and group; `None` leaves those of the process that writes.
     pub owner: Option<(u32, u32)>,
     /// When it was last modified, in seconds since 1970.
     pub modified: i64,
 }
 
-/// What was written.
+/// The result of writing files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Unpacked {
     /// The number of files, folders and links.
@@ -55,14 +55,14 @@ pub(crate) struct Unpacked {
     pub bytes: u64,
     /// The number of devices, pipes and sockets, which were left out.
     pub left_out: u64,
-    /// The paths of the first of these.
+    /// The paths of the first entries that were left out.
     pub named: Vec<String>,
 }
 
-/// Writes a new file. Returns how long it is.
+/// Writes a new file, and returns its length in bytes.
 ///
 /// # Errors
-/// It exists, or it cannot be read or written.
+/// The file exists already, or `content` cannot be read or written.
 pub(crate) fn write_file(content: &mut dyn Read, path: &Path, attributes: &Attributes) -> io::Result<u64> {
     let file = create(CWD, path.as_os_str())?;
     let length = fill(content, &file)?;

@@ -50,7 +50,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Whether the bitmap of this disk is there and sound.
+    /// Whether the bitmap of this disk exists and is sound.
     pub fn is_sound_for(&self, target: &str) -> bool {
         self.disks
             .iter()

@@ -108,7 +108,9 @@ impl Client {
         for piece in into.chunks_mut(longest as usize) {
             self.connection.read(0, offset, piece.len() as u32, buffer);
             let Body::Read(filled) = self.answered()? else {
-                return Err(Error::protocol("it answers a read with something else"));
+                return Err(Error::protocol(
+                    "it answers a read request with another kind of reply",
+                ));
             };
             piece.copy_from_slice(&filled[..piece.len()]);
             buffer = filled;
@@ -136,7 +138,9 @@ impl Client {
         self.connection.status(0, offset, short);
         match self.answered()? {
             Body::Status(contexts) => Ok(contexts),
-            _ => Err(Error::protocol("it answers a status request with something else")),
+            _ => Err(Error::protocol(
+                "it answers a status request with another kind of reply",
+            )),
         }
     }
 
@@ -187,7 +191,7 @@ impl Client {
     fn done(&mut self) -> Result<()> {
         match self.answered()? {
             Body::Done(_) => Ok(()),
-            _ => Err(Error::protocol("it answers a change with content")),
+            _ => Err(Error::protocol("it answers a write request with content")),
         }
     }
 

@@ -132,7 +132,7 @@ pub enum Error {
 pub(super) mod errno {
     /// The export is read-only.
     pub(crate) const EPERM: u32 = 1;
-    /// Stored data are damaged, or cannot be read.
+    /// Stored data is damaged, or cannot be read.
     pub(crate) const EIO: u32 = 5;
     /// The request is invalid.
     pub(crate) const EINVAL: u32 = 22;

@@ -20,7 +20,7 @@ const LONGEST: u64 = (2 << 30) - CLUSTER;
 ///
 /// # Errors
 /// [`Error::ContextMissing`] if the server does not grant the bitmap, [`Error::TooLarge`] if the
-/// export is too large, [`Error::Server`] if the status cannot be read; others as
+/// export is too large, [`Error::Server`] if the status cannot be read; others as for
 /// [`Client::connect_unix`].
 pub(crate) fn disk_map(
     path: &Path,

@@ -19,7 +19,7 @@ pub(super) enum Asked {
     Read(Buffer),
     /// The status of a range in every negotiated context.
     Status,
-    /// Nothing but success: the request changes the export. The word names it in errors.
+    /// Only success, because the request changes the export. The word names the request in errors.
     Done(&'static str),
 }
 
@@ -46,7 +46,7 @@ pub(super) enum Body {
     /// The runs of each context from the request's offset on, in the order of the negotiation. They
     /// may end before the request does, but never extend past it.
     Status(Vec<Vec<Run>>),
-    /// The request was carried out. The word names it in errors.
+    /// The request was carried out. The word names the request in errors.
     Done(&'static str),
 }
 
@@ -143,8 +143,8 @@ impl OpenRequest {
         matches!(self.parts, Parts::Done(_))
     }
 
-    /// Notes that the server sends `length` bytes from `offset` of the disk on. Returns their start
-    /// and end in the buffer.
+    /// Records that the server sends `length` bytes from `offset` of the disk on. Returns their
+    /// start and end in the buffer.
     pub fn cover(&mut self, offset: u64, length: u32) -> Result<(usize, usize)> {
         let start = offset.checked_sub(self.offset);
         let end = start.and_then(|start| start.checked_add(u64::from(length)));
@@ -162,7 +162,7 @@ impl OpenRequest {
         }
     }
 
-    /// Notes that the server sends a whole read at once.
+    /// Records that the server sends a whole read at once.
     pub(crate) fn cover_whole(&mut self) -> Result<(usize, usize)> {
         self.cover(self.offset, self.length)
     }
@@ -175,7 +175,7 @@ impl OpenRequest {
         }
     }
 
-    /// Notes that a context's descriptors begin, which may happen only once.
+    /// Records that a context's descriptors begin, which may happen only once.
     pub(crate) fn begin_context(&mut self, context: usize) -> Result<()> {
         match &mut self.parts {
             Parts::Status(contexts) if !contexts[context].begun => {

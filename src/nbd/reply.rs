@@ -106,8 +106,8 @@ impl Decoder {
         }
     }
 
-    /// Notes that `count` bytes were put into the place that [`Self::direct`] returned; at most as
-    /// many as it has room for.
+    /// Records that `count` bytes were put into the place that [`Self::direct`] returned. `count`
+    /// is at most the length of that place.
     pub(crate) fn advance(&mut self, count: usize) -> Result<()> {
         if let Stage::Data {
             slot,

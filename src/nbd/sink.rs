@@ -7,7 +7,7 @@ use super::error::{Error, Result};
 use crate::model::block::{Block, BlockError, BlockSink, Content, Written};
 use crate::model::stop::WaitLimit;
 
-/// An export that takes blocks. What is never written stays as it is.
+/// An export that takes blocks. Ranges that are never written stay as they are.
 #[derive(Debug)]
 pub struct ExportSink {
     client: Client,
@@ -20,7 +20,7 @@ impl ExportSink {
     /// Connects to a unix socket and opens `export` for writing.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the export is read-only; others as [`Client::connect_unix`].
+    /// [`Error::Unsupported`] if the export is read-only; others as for [`Client::connect_unix`].
     pub fn open(path: &Path, export: &str, limit: &WaitLimit) -> Result<ExportSink> {
         let client = Client::connect_unix(path, export, &[], limit)?;
         if client.read_only() {

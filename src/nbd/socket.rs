@@ -125,7 +125,7 @@ impl Socket {
         })
     }
 
-    /// Notes that the handshake is over.
+    /// Records that the handshake is over.
     pub(crate) fn enter_transmission(&mut self) {
         self.phase = "the transmission";
     }

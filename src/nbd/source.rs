@@ -44,7 +44,7 @@ pub enum Mode {
         /// The bitmap's context (`qemu:dirty-bitmap:NAME`).
         bitmap_context: String,
     },
-    /// These clusters, whatever the server reports about them.
+    /// These clusters, regardless of what the server reports about them.
     Only(Arc<ClusterSet>),
 }
 
@@ -146,7 +146,7 @@ impl ExportSource {
     ///
     /// # Errors
     /// [`Error::ContextMissing`] in [`Mode::Changes`] if the server does not grant the bitmap,
-    /// [`Error::BadRequest`] if a buffer of the pool is smaller than a cluster; others as
+    /// [`Error::BadRequest`] if a buffer of the pool is smaller than a cluster; others as for
     /// [`Client::connect_unix`].
     pub fn open(path: &Path, export: &str, options: SourceOptions) -> Result<Self> {
         let limit = WaitLimit {

@@ -85,7 +85,7 @@ pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
 /// Command: read.
 pub(crate) const CMD_READ: u16 = 0;
-/// Command: write. The data follow the request.
+/// Command: write. The data follows the request.
 pub(crate) const CMD_WRITE: u16 = 1;
 /// Command: disconnect.
 pub(crate) const CMD_DISC: u16 = 2;
@@ -122,7 +122,7 @@ pub(crate) const REPLY_ERROR_OFFSET: u16 = REPLY_ERROR_BIT | 2;
 
 /// The context that reports holes and zeroes.
 pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
-/// Flag of [`BASE_ALLOCATION`]: not allocated. Alone it says nothing about the content.
+/// Flag of [`BASE_ALLOCATION`]: not allocated. By itself, the flag does not describe the content.
 pub(crate) const STATE_HOLE: u32 = 1 << 0;
 /// Flag of [`BASE_ALLOCATION`]: reads as zero.
 pub(crate) const STATE_ZERO: u32 = 1 << 1;

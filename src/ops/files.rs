@@ -79,7 +79,7 @@ pub struct Means<'a> {
     pub random: u64,
 }
 
-/// The result.
+/// The result of the work on files.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The restore point.

@@ -48,7 +48,7 @@ pub struct Inputs<'a> {
 pub struct BackupPlan {
     /// The folder of its period.
     pub period: String,
-    /// Lost checkpoints to register with libvirt first, if their bitmaps are there.
+    /// Lost checkpoints to register with libvirt first, if their bitmaps still exist.
     pub registered: Vec<Checkpoint>,
     /// Whether the backup makes a checkpoint: `false` for a copy, and if no disk can have one.
     pub checkpoint: bool,
@@ -67,8 +67,8 @@ pub struct PlannedDisk {
     pub disk: Disk,
     /// Its level and the reason, as far as they are known before the backup.
     pub level: DiskLevel,
-    /// A lost checkpoint whose bitmap only the backup can look for. If the bitmap is there, the
-    /// disk is incremental to this checkpoint.
+    /// A lost checkpoint whose bitmap only the backup can look for. If the bitmap exists, the disk
+    /// is incremental to this checkpoint.
     pub possible_parent: Option<String>,
     /// Whether the new checkpoint covers the disk.
     pub checkpointed: bool,

@@ -66,7 +66,7 @@ pub enum Repair {
     DeleteCheckpoint(String),
     /// Removes the bitmaps of a checkpoint that a dead run did not finish making.
     DeleteBitmaps(String),
-    /// Registers again a checkpoint whose record libvirt has lost, if its bitmaps are there.
+    /// Registers again a checkpoint whose record libvirt has lost, if its bitmaps still exist.
     Register(Checkpoint),
     /// Removes the folder of a dead run. This is the last repair after that run, because the folder
     /// holds the journal entry, which shows the other repairs.
@@ -111,7 +111,7 @@ impl fmt::Display for Repair {
 pub enum Retired {
     /// A checkpoint with its bitmaps.
     Checkpoint(String),
-    /// Bitmaps whose checkpoint is gone and was recorded by a restore point.
+    /// Bitmaps whose checkpoint no longer exists, but was recorded by a restore point.
     Bitmaps(String),
 }
 

@@ -14,7 +14,7 @@ pub struct Header {
     pub backing: Option<(String, Option<String>)>,
     /// Whether the guest's bytes are in another file.
     pub has_data_file: bool,
-    /// That file's name.
+    /// The name of the data file, if the header records one.
     pub data_file: Option<String>,
     /// The method of encryption; 0 if the image is not encrypted.
     pub encryption: u32,

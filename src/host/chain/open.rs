@@ -15,9 +15,10 @@ use super::header::HEAD;
 pub struct Head {
     /// At most [`HEAD`] bytes.
     pub bytes: Vec<u8>,
-    /// Whether it is a block device.
+    /// Whether the image is a block device.
     pub is_block: bool,
-    /// The numbers that identify it: device and inode of a file; device number and 0 of a device.
+    /// The numbers that identify the image: device and inode for a file; device number and 0 for a
+    /// block device.
     pub id: (u64, u64),
 }
 

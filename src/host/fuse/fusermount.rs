@@ -51,7 +51,7 @@ pub(super) fn mount(path: &Path, allow_other: bool) -> MountResult<OwnedFd> {
     }
 }
 
-/// Removes a mount, also one with open files.
+/// Removes a mount, even if files in it are open.
 pub(super) fn unmount(path: &Path) -> MountResult<()> {
     let arguments = ["-u".into(), "-z".into(), "--".into(), path.into()];
     let running = start(&arguments, Stdio::null(), path, "unmount")?;

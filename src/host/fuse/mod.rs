@@ -37,7 +37,7 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
-    /// The path leads to something else.
+    /// The path does not lead to a folder.
     #[error("cannot mount on {}: it is not a folder", .0.display())]
     NotAFolder(PathBuf),
     /// The folder has entries, which a mount would hide.
@@ -85,7 +85,7 @@ impl MountError {
         }
     }
 
-    /// Whether another folder would have to be given.
+    /// Whether the error is about the given folder, so that another folder may work.
     pub fn is_usage(&self) -> bool {
         match self {
             MountError::Folder { .. }
@@ -101,12 +101,12 @@ impl MountError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             MountError::Folder { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                "create an empty folder there, or give another one"
+                "create an empty folder there, or give the path of another one"
             }
-            MountError::NotAFolder(_) | MountError::NotEmpty(_) => "give an empty folder",
+            MountError::NotAFolder(_) | MountError::NotEmpty(_) => "give the path of an empty folder",
             MountError::Taken(path) => {
                 return Some(format!(
-                    "give another folder; `findmnt {}` shows what is mounted",
+                    "give the path of another folder; `findmnt {}` shows what is mounted",
                     shell_word(&path.to_string_lossy())
                 ));
             }
@@ -121,7 +121,7 @@ impl MountError {
             }
             MountError::NoProgram => "install the package fuse3, or run vmsnap as root",
             MountError::Failed { message, .. } if message.contains("user_allow_other") => {
-                "--allow-other needs the line user_allow_other in /etc/fuse.conf, unless root mounts"
+                "add the line user_allow_other to /etc/fuse.conf, which --allow-other needs for users other than root; or run as root"
             }
             MountError::Folder { .. } | MountError::Failed { .. } => return None,
         };
@@ -132,8 +132,8 @@ impl MountError {
 /// The result of functions that fail with a [`MountError`].
 pub type MountResult<T> = Result<T, MountError>;
 
-/// An empty folder on which a file system can be mounted. It stays open, so that a link which
-/// somebody puts at its path later is not followed.
+/// An empty folder on which a file system can be mounted. The folder stays open, so that a link
+/// that later replaces its path is not followed.
 #[derive(Debug)]
 pub struct MountFolder {
     path: PathBuf,
@@ -144,7 +144,7 @@ impl MountFolder {
     /// Examines a folder.
     ///
     /// # Errors
-    /// It is missing, not a folder, not empty, or a file system is mounted on it.
+    /// The folder is missing, is not a folder, is not empty, or a file system is mounted on it.
     pub fn of(dir: &Path) -> MountResult<MountFolder> {
         let failed = |source: io::Error| match Errno::from_io_error(&source) {
             // What the kernel answers for a file system without its program.
@@ -177,9 +177,11 @@ impl MountFolder {
     }
 
     /// Mounts a read-only file system on the folder. Returns the mount, and the open device from
-    /// which its requests are read. Every access blocks until somebody reads and answers them.
+    /// which its requests are read. Every access to the mount blocks until its request is read and
+    /// answered.
     ///
-    /// With `allow_other`, other users may use it, as far as the modes of its files allow.
+    /// With `allow_other`, other users may access the file system, as far as the modes of its files
+    /// allow.
     ///
     /// # Errors
     /// A part of FUSE is missing, or the kernel or `fusermount3` refuses.
@@ -278,11 +280,11 @@ impl FuseMount {
     }
 
     /// Removes the mount even if files in it are open, and ends the connection to the kernel, so
-    /// that reads of these files fail. If the mount is gone, nothing is done: another file system
-    /// may be there.
+    /// that reads of these files fail. If the mount no longer exists, nothing is done, because
+    /// another file system may be mounted there.
     ///
     /// # Errors
-    /// The kernel or `fusermount3` refuses, or something is mounted on top of it.
+    /// The kernel or `fusermount3` refuses, or another file system is mounted on top of the mount.
     pub fn unmount(&self) -> MountResult<()> {
         let failed = |error: io::Error| MountError::failed("unmount", &self.path, error);
         if !self.is_visible().map_err(failed)? {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-/// A file system in the disks, or something else that a device holds.
+/// A file system in the disks, or other content of a device, such as swap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileSystem {
     /// The device, such as `/dev/sda1` or `/dev/vg/root`, or a subvolume:
@@ -74,13 +74,14 @@ const ADVICE: [&str; 10] = [
     "into a bug report",
 ];
 
-/// The length of what comes before this line, if the text ends with it.
+/// The length of the text before its last line, if `line` is the last line.
 pub(super) fn before_line(text: &[u8], line: &[u8]) -> Option<usize> {
     let rest = text.strip_suffix(b"\n")?.strip_suffix(line)?;
     (rest.is_empty() || rest.ends_with(b"\n")).then_some(rest.len())
 }
 
-/// The error output without the places of commands, and without advice about debugging.
+/// The error output of `guestfish`, without the positions of commands and without advice about
+/// debugging.
 pub(super) fn said(text: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(text);
     let lines = text.lines().map(|line| {
@@ -107,7 +108,7 @@ impl FileSystem {
         systems.collect()
     }
 
-    /// What encrypts it, if it is encrypted.
+    /// The kind of encryption; `None` if the file system is not encrypted.
     pub fn encryption(&self) -> Option<&'static str> {
         match self.kind.as_str() {
             "crypto_LUKS" => Some("LUKS"),
@@ -116,7 +117,8 @@ impl FileSystem {
         }
     }
 
-    /// Whether it may hold files. Encrypted ones hold none as long as they are not opened.
+    /// Whether it may hold files that can be read. Encrypted file systems do not, because they are
+    /// not opened.
     pub fn may_hold_files(&self) -> bool {
         let others = ["swap", "unknown", "LVM2_member", "linux_raid_member", ""];
         self.encryption().is_none() && !others.contains(&self.kind.as_str())
@@ -205,7 +207,7 @@ impl FileKind {
         }
     }
 
-    /// Its word in documents.
+    /// The word for this kind in documents.
     pub fn word(self) -> &'static str {
         match self {
             FileKind::File => "file",

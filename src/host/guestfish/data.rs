@@ -8,8 +8,8 @@ use rustix::io::Errno;
 
 use super::{Guestfish, HostError, News, Result};
 
-/// Reads what a command writes to the pipe, and what it answers. The inner error is that of `read`,
-/// after which `guestfish` cannot be used any more.
+/// Reads the bytes that a command writes to the pipe, and its answer. The inner error is that of
+/// `read`; after it, `guestfish` can no longer be used.
 pub(super) fn receive<T>(
     fish: &mut Guestfish<'_>,
     command: &[&[u8]],

@@ -67,7 +67,7 @@ const BATCH: usize = 64;
 /// The largest number of bytes that are sent at once, which fit into a pipe.
 const BATCH_BYTES: usize = 32 << 10;
 
-/// What `guestfish` reads, and what ends the reading early.
+/// The disks that `guestfish` reads, and the means to watch and stop it.
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
     /// The names of the disks at the NBD server, in the order of their devices.
@@ -76,13 +76,13 @@ pub struct Setup<'a> {
     pub socket: &'a Path,
     /// A folder for sockets and temporary files, as [`private_folder`] makes it.
     pub folder: &'a Path,
-    /// A number that nobody can guess.
+    /// An unpredictable number, for names that nobody can guess.
     pub random: u64,
-    /// Ends everything.
+    /// A request to stop, which ends `guestfish`.
     pub stop: &'a Stop,
-    /// Grows with every byte that is read from the disks.
+    /// Returns a counter that grows with every byte that is read from the disks.
     pub progress: &'a dyn Fn() -> u64,
-    /// How long it may be silent.
+    /// How long `guestfish` may be silent before it is ended.
     pub silence: Duration,
 }
 
@@ -118,11 +118,11 @@ enum News {
     Waiting,
 }
 
-/// A folder that only this user can use, removed when it is dropped. Its path is short enough for
-/// sockets, and has no character that the URIs of QEMU treat specially.
+/// Creates a folder that only this user can use, and that is removed when the result is dropped.
+/// Its path is short enough for sockets, and has no characters that QEMU's URIs treat specially.
 ///
 /// # Errors
-/// It cannot be created.
+/// The folder cannot be created.
 pub fn private_folder() -> Result<TempDir> {
     const LONGEST: usize = 40;
     let usual = std::env::temp_dir();
@@ -142,7 +142,7 @@ pub fn private_folder() -> Result<TempDir> {
 /// Checks that `guestfish` is installed.
 ///
 /// # Errors
-/// It is not.
+/// `guestfish` is not installed.
 pub fn check_installed() -> Result<()> {
     match qemu::is_installed(PROGRAM) {
         true => Ok(()),
@@ -153,8 +153,9 @@ pub fn check_installed() -> Result<()> {
 impl<'a> Guestfish<'a> {
     /// Starts `guestfish` and its virtual machine.
     ///
-    /// If the machine does not start, it is tried again without KVM, unless the user has chosen:
-    /// within a virtual machine, KVM may be there and not be able to run it.
+    /// If the machine does not start, it is started again without KVM, because KVM within a virtual
+    /// machine may exist but not work. This is not done if the user has set
+    /// `LIBGUESTFS_BACKEND_SETTINGS`.
     ///
     /// # Errors
     /// It is not installed, or the machine cannot be started.
@@ -207,7 +208,7 @@ impl<'a> Guestfish<'a> {
         self.ask(&[b"run"]).map(drop)
     }
 
-    /// Why the machine did not start with KVM, if it runs without it for that reason.
+    /// The reason why the machine did not start with KVM, if it therefore runs without KVM.
     pub fn without_kvm(&self) -> Option<&str> {
         self.without_kvm.as_deref()
     }
@@ -274,7 +275,7 @@ impl<'a> Guestfish<'a> {
         self.answer(words)
     }
 
-    /// Runs a command that may fail. Then its answer is empty.
+    /// Runs a command that may fail. If it fails, the answer is empty.
     ///
     /// # Errors
     /// Only failures of `guestfish` itself.
@@ -286,7 +287,7 @@ impl<'a> Guestfish<'a> {
     /// Runs the same command for several paths, and returns all that is printed.
     ///
     /// # Errors
-    /// As [`Guestfish::ask`], and if there is no room for so many answers.
+    /// The errors of [`Guestfish::ask`]; also if the answers are too long.
     pub fn ask_for_each(&mut self, command: &str, paths: &[Vec<u8>]) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         let mut lines: Vec<Line> = Vec::new();
@@ -307,11 +308,12 @@ impl<'a> Guestfish<'a> {
         Ok(all)
     }
 
-    /// Runs a command that writes to a file, of which `arguments` gets the path. `read` reads what
-    /// it writes, from the beginning.
+    /// Runs a command that writes to a file. The path of the file is passed between the words of
+    /// `command` and `more`. `read` reads the content of the file from the beginning.
     ///
     /// # Errors
-    /// The command failed; then `read` got an error, too. Or `read` failed.
+    /// The command failed, and `read` got an error too. An error of `read` itself is returned as
+    /// the inner error.
     pub fn receive<T>(
         &mut self,
         command: &[&[u8]],
@@ -324,10 +326,10 @@ impl<'a> Guestfish<'a> {
         data::receive(self, command, read)
     }
 
-    /// Ends `guestfish` and its machine in the usual way.
+    /// Ends `guestfish` and its machine, after all commands succeeded.
     ///
     /// # Errors
-    /// It reports a failure.
+    /// `guestfish` reports a failure.
     pub fn end(mut self) -> Result<()> {
         self.input = None;
         wait::until(ENDING, STEP, || {

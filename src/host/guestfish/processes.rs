@@ -19,14 +19,16 @@ const GONE: Duration = Duration::from_secs(2);
 
 const STEP: Duration = Duration::from_millis(5);
 
-/// Whether `guestfish` has ended. It stays a zombie, so nobody else gets the number of its group.
+/// Whether `guestfish` has ended. It stays a zombie, so the number of its process group is not used
+/// again.
 pub(super) fn has_ended(guestfish: &Child) -> bool {
     let pid = WaitId::Pid(Pid::from_child(guestfish));
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     !matches!(waitid(pid, options), Ok(None))
 }
 
-/// Ends `guestfish`, also one that has ended by itself, and what it has left. Must be called once.
+/// Ends `guestfish` and all processes that it started, even if `guestfish` has already ended. Must
+/// be called exactly once.
 ///
 /// First its children are killed: the virtual machine, or the program that builds the appliance.
 /// Then `guestfish` fails, and removes its temporary files. A killed `guestfish` would leave them.

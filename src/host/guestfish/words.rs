@@ -22,7 +22,7 @@ impl Line {
     /// A command that may fail.
     ///
     /// # Errors
-    /// As [`Line::of`].
+    /// The errors of [`Line::of`].
     pub(super) fn that_may_fail(words: &[&[u8]]) -> Result<Line> {
         Line::new(b"-", words)
     }
@@ -31,7 +31,7 @@ impl Line {
         let mut line = prefix.to_vec();
         for (place, word) in words.iter().enumerate() {
             if word.contains(&0) {
-                return Err(refused("a name with a zero byte"));
+                return Err(refused("a name contains a zero byte"));
             }
             match place {
                 // The name of a command is never quoted, and always ours.
@@ -40,7 +40,7 @@ impl Line {
             }
         }
         if line.len() > LONGEST {
-            return Err(refused("such a long path"));
+            return Err(refused("the path is too long"));
         }
         line.push(b'\n');
         Ok(Line(line))

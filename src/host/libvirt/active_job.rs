@@ -54,7 +54,8 @@ pub fn end(handle: &Handle) -> Result<()> {
 pub(crate) struct ActiveDomainJob {
     pub link: Arc<Link>,
     pub domain: Domain,
-    /// Whether a disk error had paused the guest before the job: then the job does not resume it.
+    /// Whether a disk error had already paused the guest before the job. If so, the job does not
+    /// resume the guest.
     pub stuck_before: bool,
     /// The disks of the job, and whether the export of each reports its changes.
     pub bitmaps: Vec<(String, bool)>,
@@ -146,7 +147,7 @@ impl ActiveDomainJob {
     }
 }
 
-/// Resumes a guest that a disk error has paused, and returns whether the guest was so paused.
+/// Resumes the guest if a disk error has paused it, and returns whether that was the case.
 pub(crate) fn resume_if_stuck(handle: &Handle) -> Result<bool> {
     let was_stuck = is_stuck(handle)?;
     if was_stuck {

@@ -130,7 +130,7 @@ pub fn tpm_state(link: &Link, domain: &Domain) -> Result<Option<TpmState>> {
     Ok(files.map(|files| TpmState { files, is_whole }))
 }
 
-/// Returns the folder with a folder for each domain that has a TPM; `None` if it is unknown.
+/// Returns the folder that contains a folder for each domain with a TPM; `None` if it is unknown.
 pub fn tpm_folder(link: &Link) -> Option<PathBuf> {
     link.location().tpm_dir.clone()
 }

@@ -256,7 +256,7 @@ pub(crate) fn check_scratch(file: &Path) -> Result<()> {
     }
 }
 
-/// Cleans up after a successful job, where a failure is only a finding.
+/// Removes the files of a successful job. A failure is only a finding.
 pub(crate) fn clear_finding(places: &Places) -> Vec<Finding> {
     let trouble = clear(places).err();
     trouble

@@ -10,8 +10,8 @@ use super::{HostError, Result, failed, ffi};
 use crate::model::domain::Source;
 use crate::model::storage::Volume;
 
-/// Returns the location of a volume. The inner error gives the reason why it is unknown and, in
-/// most cases, the remedy.
+/// Returns the location of a volume. The inner error gives the reason why the location is unknown
+/// and, in most cases, the remedy.
 pub fn place(link: &Link, volume: &Volume) -> Result<std::result::Result<Source, String>> {
     let Volume {
         pool, volume: name, ..

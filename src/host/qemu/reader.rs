@@ -58,8 +58,8 @@ const CLOSING: Duration = Duration::from_secs(600);
 /// ends the process too. If the process survives anyway, the next run ends it: a file beside the
 /// socket holds its process id.
 ///
-/// A process that only reads is killed. One that can write gets SIGTERM, so that it closes the
-/// image with sound bitmaps.
+/// A process that only reads is killed. A process that can write gets SIGTERM, so that it closes
+/// the image with sound bitmaps.
 #[derive(Debug)]
 pub struct Reader {
     child: Child,
@@ -93,8 +93,8 @@ impl Reader {
         }
     }
 
-    /// Starts a process that can write to the image. Waits a few seconds for another one that is
-    /// closing it.
+    /// Starts a process that can write to the image. Waits a few seconds for another process that
+    /// is closing the image.
     pub fn start_writer(offer: &Offer<'_>, stop: &Stop) -> Result<Reader> {
         once_unlocked(|| Reader::start(offer, stop))
     }
@@ -102,7 +102,8 @@ impl Reader {
     /// Ends a process that could write, and waits until it has closed the image.
     ///
     /// # Errors
-    /// It does not end in time, or ends with an error: the last writes may not be durable.
+    /// The process does not end in time, or ends with an error, so the last writes may not be
+    /// durable.
     pub fn close(mut self) -> Result<()> {
         let failed = |message: String| failed(PROGRAM, "close the image", message);
         if let Some(how) = self.ended() {
@@ -214,8 +215,8 @@ fn operation(offer: &Offer<'_>) -> String {
 
 /// Starts a child to which the kernel sends this signal when this process ends.
 ///
-/// The kernel does that when the thread that started it ends. A separate thread therefore
-/// starts the child and then waits until the returned sender is dropped.
+/// The kernel sends the signal when the thread that started the child ends. Therefore a separate
+/// thread starts the child, and then waits until the returned sender is dropped.
 pub(in crate::host) fn start_tied(
     command: Command,
     program: &'static str,
@@ -284,7 +285,8 @@ fn terminate(child: &Child) {
     }
 }
 
-/// Ends a `qemu-nbd` process that a killed run has left. One that can write closes its image first.
+/// Ends a `qemu-nbd` process that a killed run has left. A process that can write closes its image
+/// first.
 ///
 /// Does nothing if the process with the recorded id is not the one that serves `socket`.
 pub(crate) fn end_stray_reader(socket: &Path) -> Result<()> {

@@ -47,7 +47,7 @@ impl HeldDevice {
     /// Opens and claims a block device.
     ///
     /// # Errors
-    /// Claims or locks show that the device is in use, or it cannot be opened.
+    /// Claims or locks show that the device is in use, or the device cannot be opened.
     pub fn open(path: &Path) -> Result<HeldDevice, HoldError> {
         let file = OpenOptions::new()
             .read(true)

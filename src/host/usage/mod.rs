@@ -117,7 +117,7 @@ pub enum User {
         /// The loop device: `loop3`.
         name: String,
     },
-    /// An exclusive claim exists, so the kernel does not grant another one.
+    /// The kernel or a program has claimed it exclusively, so no other claim is possible.
     Claim,
     /// A QEMU process holds a lock on it.
     QemuLock,
@@ -188,8 +188,8 @@ pub(crate) fn users_of(path: &Path, named: &DomainFiles) -> io::Result<Usages> {
 
 /// Lists the users of a file or block device at this moment.
 ///
-/// Includes processes that have it open only for an instant. The list is empty if the path cannot
-/// be examined.
+/// Includes processes that have the path open only for an instant. The list is empty if the path
+/// cannot be examined.
 pub(crate) fn users_now(path: &Path) -> Vec<Usage> {
     look(path, &DomainFiles::default(), true).map_or_else(|_| Vec::new(), |usages| usages.users)
 }
@@ -197,7 +197,7 @@ pub(crate) fn users_now(path: &Path) -> Vec<Usage> {
 /// Lists the other users of a device that this process holds.
 ///
 /// # Errors
-/// As [`users_of`].
+/// The errors of [`users_of`].
 pub(crate) fn other_users_of(held: &HeldDevice, named: &DomainFiles) -> io::Result<Usages> {
     look(held.path(), named, false)
 }

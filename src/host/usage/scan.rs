@@ -134,7 +134,7 @@ impl Kernel {
         sectors.checked_mul(512)
     }
 
-    /// Finds all devices and files whose use is a use of this path.
+    /// Finds all devices and files whose use implies that this path is in use.
     pub(super) fn subject(&self, path: &Path) -> io::Result<Subject> {
         Ok(self.subject_of(identity(path)?))
     }

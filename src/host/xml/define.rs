@@ -27,7 +27,7 @@ pub struct Edits {
     /// Whether to remove the addresses of network interfaces: libvirt then generates new ones
     /// (52:54:00:…).
     pub drop_macs: bool,
-    /// Whether to remove the disks that get no new source, other than drives.
+    /// Whether to remove the disks that get no new source. CD and floppy drives stay.
     pub drop_other_disks: bool,
 }
 
@@ -52,7 +52,7 @@ pub enum ImageFormat {
 }
 
 impl ImageFormat {
-    /// Returns QEMU's name of the format.
+    /// Returns QEMU's name for the format.
     pub fn word(self) -> &'static str {
         match self {
             ImageFormat::Qcow2 => "qcow2",

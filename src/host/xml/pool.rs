@@ -8,21 +8,21 @@ use crate::host::Result;
 
 const WHAT: &str = "storage pool XML";
 
-/// What the XML of a storage pool says.
+/// The facts from the XML of a storage pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PoolDescription {
     /// Its kind: `dir`, `logical` and others.
     pub(crate) kind: String,
     /// The path below which its volumes are, if it has one.
     pub(crate) target: Option<PathBuf>,
-    /// The free space in bytes when libvirt last looked, if it knows.
+    /// The free space in bytes when libvirt last refreshed the pool, if known.
     pub(crate) available: Option<u64>,
 }
 
 /// Reads the XML of a storage pool.
 ///
 /// # Errors
-/// It is invalid, or has no kind.
+/// The XML is invalid, or does not name the kind of the pool.
 pub(crate) fn read_pool(xml: &str) -> Result<PoolDescription> {
     let document = parse(xml, WHAT, "pool")?;
     let pool = document.root_element();

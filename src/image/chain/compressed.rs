@@ -28,7 +28,8 @@ impl ChainSource {
     }
 }
 
-/// Decompressors of a chain, shared by the threads that read it. Any thread may use any of them.
+/// Decompressors of a chain, shared by the threads that read the chain. Any thread may use any of
+/// them.
 #[derive(Debug, Default)]
 pub(super) struct Decompressors(Mutex<Vec<Decompressor>>);
 
@@ -36,7 +37,7 @@ impl Decompressors {
     /// Fills `out` with a part of a cluster, as [`Decompressor::read`] does.
     ///
     /// # Errors
-    /// Those of [`Decompressor::read`].
+    /// The errors of [`Decompressor::read`].
     pub(super) fn read(
         &self,
         out: &mut [u8],

@@ -81,7 +81,7 @@ impl ChainDisk {
     /// recorded digests, its tables are verified before they are used.
     ///
     /// # Errors
-    /// As [`ChainDisk::read_at`].
+    /// The errors of [`ChainDisk::read_at`].
     pub fn verified_extent_at(&self, offset: u64) -> Result<Option<ChainExtent>> {
         self.look_up(self.checked()?, offset)
     }

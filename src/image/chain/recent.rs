@@ -22,7 +22,7 @@ const KEPT: usize = 64;
 pub(super) struct RecentWindows(Mutex<VecDeque<u64>>);
 
 impl RecentWindows {
-    /// Notes a read. Drops the pages of the windows that fall behind.
+    /// Records a read, and drops the pages of windows that are no longer recent.
     pub(super) fn note(&self, file: &File, range: Range<u64>) {
         for window in range.start / WINDOW..range.end.div_ceil(WINDOW) {
             if let Some(old) = self.push(window) {

@@ -46,7 +46,8 @@ pub fn check(image: &Image, stop: &Stop) -> Result<Vec<StructureFault>> {
     check_by(image, stop, clusters, CLUSTERS_AT_ONCE)
 }
 
-/// The same for a file of `clusters` clusters, `at_once` of which are counted in one pass.
+/// Checks a file of `clusters` clusters as [`check`] does, and counts `at_once` of them in each
+/// pass.
 pub(super) fn check_by(
     image: &Image,
     stop: &Stop,

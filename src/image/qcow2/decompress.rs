@@ -36,7 +36,7 @@ pub struct ClusterPart {
 }
 
 impl Decompressor {
-    /// Whether it keeps the decompressed bytes of this cluster.
+    /// Whether the decompressed bytes of this cluster are kept.
     pub fn holds(&self, part: &ClusterPart) -> bool {
         self.held == Some((part.image, part.cluster.start))
     }
@@ -45,7 +45,7 @@ impl Decompressor {
     /// must end within the cluster.
     ///
     /// # Errors
-    /// Those of `fetch`, and the error that `fault` makes if the stored bytes are invalid.
+    /// The errors of `fetch`, and the error that `fault` makes if the stored bytes are invalid.
     pub fn read(
         &mut self,
         out: &mut [u8],

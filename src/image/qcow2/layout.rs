@@ -187,7 +187,7 @@ impl CompressedCluster {
         CompressedCluster { start, end }
     }
 
-    /// How many bytes have to be read at most; never more than two clusters.
+    /// The number of bytes from its first byte to the end of its last sector; at most two clusters.
     pub fn length(&self) -> u64 {
         self.end - self.start
     }

@@ -44,7 +44,7 @@ pub struct MappedRun {
     pub length: u64,
 }
 
-/// An open image. It never opens the backing image: that is up to the caller.
+/// An open image. Its backing image is not opened; the caller does that if needed.
 ///
 /// Tables are read in parts, so the memory is bounded, whatever the image contains.
 #[derive(Debug)]
@@ -77,7 +77,7 @@ impl Image {
     /// size is rounded up to whole entries. Less than 4096 bytes make reading slow.
     ///
     /// # Errors
-    /// As [`Image::open`].
+    /// The errors of [`Image::open`].
     pub(crate) fn open_with(
         file: StoredFile,
         path: impl Into<PathBuf>,
@@ -86,11 +86,11 @@ impl Image {
         Image::open_guarded(Arc::new(file), path.into(), table_window, None)
     }
 
-    /// Opens an image in a shared file. With a guard, no byte of the header and tables is used
-    /// before its piece has passed.
+    /// Opens an image in a shared file. With a guard, bytes of the header and tables are used only
+    /// after the guard has verified their piece.
     ///
     /// # Errors
-    /// As [`Image::open`], and those of the guard.
+    /// The errors of [`Image::open`] and of the guard.
     pub(in crate::image) fn open_guarded(
         file: Arc<StoredFile>,
         path: PathBuf,
@@ -117,7 +117,7 @@ impl Image {
     /// Checks that nobody has replaced the header since the image was opened.
     ///
     /// # Errors
-    /// [`Error::Changed`] if somebody has; others if the file cannot be read.
+    /// [`Error::Changed`] if the header was replaced; others if the file cannot be read.
     pub(in crate::image) fn check_unchanged(&self) -> Result<()> {
         match first_bytes(&self.file, &self.path, self.file_length)? == self.first {
             true => Ok(()),

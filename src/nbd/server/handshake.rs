@@ -10,7 +10,7 @@ use crate::nbd::wire::*;
 
 /// The longest data of an option that is parsed, in bytes: an export and several contexts.
 pub(super) const MAX_OPTION: u32 = 4 * MAX_STRING as u32;
-/// Longer data of an option are received and dropped up to this length, in bytes. A client that
+/// Longer data of an option is received and dropped up to this length, in bytes. A client that
 /// sends more is disconnected.
 pub(super) const MAX_DROPPED: u32 = 1 << 20;
 /// The largest number of options in a handshake.
@@ -33,7 +33,7 @@ pub(super) struct Offer {
     pub(super) size: u64,
 }
 
-/// What a handshake has agreed on.
+/// The result of a successful handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Agreement {
     /// The place of the export among the offers.
@@ -44,7 +44,7 @@ pub(super) struct Agreement {
     pub(super) allocation: bool,
 }
 
-/// What follows an option.
+/// The server's next step after an option.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Send this, and receive the next option.
@@ -66,10 +66,10 @@ pub(super) struct Handshake<'a> {
 }
 
 impl<'a> Handshake<'a> {
-    /// Begins with the flags that the client has answered to the greeting.
+    /// Begins a handshake with the flags that the client has sent in answer to the greeting.
     ///
     /// # Errors
-    /// It set an unknown flag, or does not speak the fixed newstyle handshake.
+    /// The client set an unknown flag, or does not speak the fixed newstyle handshake.
     pub(super) fn new(offers: &'a [Offer], client_flags: u32) -> Result<Handshake<'a>> {
         let known = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
         if client_flags & !known != 0 || client_flags & u32::from(FLAG_FIXED_NEWSTYLE) == 0 {
@@ -140,7 +140,7 @@ impl<'a> Handshake<'a> {
 
     fn info_or_go(&self, option: u32, data: &[u8]) -> Next {
         let Ok(name) = parse_info_request(data) else {
-            return invalid(option, "the option's data are invalid");
+            return invalid(option, "the option's data is invalid");
         };
         let Some(place) = self.find(name) else {
             return Next::Answer(error(option, REP_ERR_UNKNOWN, "there is no such export"));
@@ -170,7 +170,7 @@ impl<'a> Handshake<'a> {
             return error(option, REP_ERR_INVALID, "negotiate structured replies first");
         }
         let Ok((name, queries)) = parse_context_request(data) else {
-            return error(option, REP_ERR_INVALID, "the option's data are invalid");
+            return error(option, REP_ERR_INVALID, "the option's data is invalid");
         };
         let Some(place) = self.find(name) else {
             return error(option, REP_ERR_UNKNOWN, "there is no such export");

@@ -32,7 +32,7 @@ pub enum ListenError {
     /// Another process listens on the socket.
     #[error("another process listens on {}", .0.display())]
     InUse(PathBuf),
-    /// Something that is no socket has the path.
+    /// The path exists, and is not a socket.
     #[error("{} exists and is not a socket; it was not replaced", .0.display())]
     NotASocket(PathBuf),
     /// Others may change the folder for the socket.

@@ -48,13 +48,13 @@ pub trait ExportDisk: Send + Sync + Debug {
     /// zero. The length is never 0. `offset` is below the disk's size.
     ///
     /// # Errors
-    /// It cannot be found out. The client gets an error.
+    /// The status cannot be determined. The client gets an error.
     fn status_at(&self, offset: u64) -> Result<(u64, bool), BlockError>;
 
     /// Fills `out` with the bytes from `offset` on. The range ends within the disk.
     ///
     /// # Errors
-    /// The bytes cannot be read, or are not what they should be. The client gets an error.
+    /// The bytes cannot be read, or are damaged. The client gets an error.
     fn read_at(&self, out: &mut [u8], offset: u64) -> Result<(), BlockError>;
 }
 
@@ -79,7 +79,7 @@ pub struct Limits {
     pub requests: usize,
     /// How long a handshake may take.
     pub handshake: Duration,
-    /// How long a client may take to send the rest of a request, or to take a part of a reply.
+    /// How long a client may take to send the rest of a request, or to accept a part of a reply.
     pub patience: Duration,
 }
 
@@ -95,12 +95,12 @@ impl Default for Limits {
     }
 }
 
-/// How often clients came.
+/// The numbers of connections of clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Visits {
-    /// Connections that got through the handshake.
+    /// The number of connections whose handshake succeeded.
     pub served: u64,
-    /// Connections that were closed because there were too many.
+    /// The number of connections that were closed because too many were open.
     pub refused: u64,
 }
 
@@ -157,7 +157,7 @@ impl Server {
         })
     }
 
-    /// How often clients came so far.
+    /// The numbers of connections of clients so far.
     pub fn visits(&self) -> Visits {
         Visits {
             served: self.shared.served.load(Ordering::Relaxed),

@@ -65,7 +65,7 @@ impl Peer {
         self.wait(PollFlags::IN, None)
     }
 
-    /// Fills `bytes` until this moment.
+    /// Fills `bytes`. Fails if that takes longer than until `until`.
     pub(super) fn receive(&self, bytes: &mut [u8], until: Instant) -> Result<()> {
         let mut filled = 0;
         while filled < bytes.len() {
@@ -80,7 +80,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Sends all of `head` and `body`. A client that takes nothing for `patience` is given up.
+    /// Sends all of `head` and `body`. Fails if the client accepts nothing for `patience`.
     pub(super) fn send(&self, head: &[u8], body: &[u8], patience: Duration) -> Result<()> {
         let (mut head, mut body) = (head, body);
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -106,7 +106,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Whether the server ends.
+    /// Whether the server is about to end.
     pub(super) fn is_stopped(&self) -> bool {
         self.stop.requested()
     }

@@ -12,7 +12,7 @@ pub(super) const MAX_DESCRIPTORS: usize = 4096;
 /// The length of what precedes data in the longest kind of reply, in bytes.
 pub(super) const HEAD: usize = 28;
 
-/// What a client wants.
+/// The work that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
     /// Bytes of the disk.
@@ -20,7 +20,7 @@ pub(super) enum Task {
         cookie: u64,
         offset: u64,
         length: u32,
-        /// Whether the bytes have to come in one chunk.
+        /// Whether the bytes must be sent in one chunk.
         in_one: bool,
     },
     /// The status of a range.
@@ -31,11 +31,11 @@ pub(super) enum Task {
         /// Whether one descriptor is enough.
         only_first: bool,
     },
-    /// Nothing that can be done: the answer is this error number.
+    /// A request that cannot be carried out: the answer is this error number.
     Refuse { cookie: u64, errno: u32 },
 }
 
-/// What follows a request.
+/// The server's next step after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Do it, after this many bytes of the request have been received and dropped.
@@ -157,7 +157,7 @@ pub(super) fn error(cookie: u64, errno: u32, structured: bool) -> Vec<u8> {
     // The message leaves out paths: clients may be on other machines.
     let message = match errno {
         errno::EPERM => "the export is read-only",
-        errno::EIO => "stored data are damaged or cannot be read; the server reports which",
+        errno::EIO => "stored data is damaged or cannot be read; the messages of the server say which",
         errno::EOVERFLOW => "the range is too long for one chunk",
         errno::ESHUTDOWN => "the server is shutting down",
         _ => "the request is invalid",

@@ -264,7 +264,7 @@ mod tests {
         let said = chosen(Some("/dev/sdx"), &[], &SYSTEMS[..2]).unwrap_err();
         assert_eq!(
             said,
-            "there is no file system on /dev/sdx; there are: /dev/sda1 (ext4), /dev/sda2 (swap)"
+            "there is no file system on /dev/sdx; the file systems are: /dev/sda1 (ext4), /dev/sda2 (swap)"
         );
         let said = chosen(Some("/dev/sdb"), &[], &SYSTEMS).unwrap_err();
         assert!(said.contains("/dev/sdb is encrypted (LUKS)"), "{said}");

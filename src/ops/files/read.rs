@@ -423,7 +423,7 @@ mod tests {
         };
         assert!(said(copy(&["/"])).contains("has no name"));
         assert!(said(copy(&["/home/.."])).contains("has no name"));
-        assert!(said(copy(&["/a/x", "/b/x/"])).contains("would become 'x'"));
+        assert!(said(copy(&["/a/x", "/b/x/"])).contains("would both be named 'x'"));
         std::os::unix::fs::symlink("/nowhere", dir.path().join("x")).expect("linked");
         assert!(said(copy(&["/a/x"])).contains("already exists"));
         assert!(check("vm1", &copy(&["/a/y", "/b/z"])).is_ok());

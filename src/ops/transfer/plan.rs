@@ -109,7 +109,7 @@ impl TransferPlan {
 /// Plans a transfer between these histories of a domain.
 ///
 /// # Errors
-/// The source has no restore points, or not the wanted one.
+/// The source has no restore points, or lacks the wanted one.
 pub(super) fn plan(
     domain: &str,
     from: &History,

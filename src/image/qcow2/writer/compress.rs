@@ -63,7 +63,7 @@ impl CompressingWriter {
     /// Begins an image in a file that is new and empty.
     ///
     /// # Errors
-    /// As [`Qcow2Writer::new`].
+    /// The errors of [`Qcow2Writer::new`].
     pub fn new(file: Box<dyn ImageFile>, options: Qcow2Options, level: ZstdLevel) -> Result<Self> {
         CompressingWriter::with_workers(file, options, level, most_workers())
     }
@@ -81,7 +81,7 @@ impl CompressingWriter {
     /// Continues an image, as [`Qcow2Writer::continued`] does.
     ///
     /// # Errors
-    /// As [`Qcow2Writer::continued`].
+    /// The errors of [`Qcow2Writer::continued`].
     pub fn continued(
         file: Box<dyn ImageFile>,
         options: Qcow2Options,

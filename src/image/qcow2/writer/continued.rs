@@ -39,8 +39,8 @@ pub struct Base {
 
 impl Base {
     /// Opens an image to continue it. The numbers are the bytes of data and of zeroes that its
-    /// writer reported. `None` if its format, length or recorded digests do not allow that; the
-    /// image can still be copied.
+    /// writer reported. Returns `None` if its format, length or recorded digests do not allow this;
+    /// the image can still be copied.
     ///
     /// # Errors
     /// If the file cannot be read as an image.
@@ -248,7 +248,8 @@ impl Qcow2Writer {
     /// GiB that are appended.
     ///
     /// # Errors
-    /// As [`Qcow2Writer::new`], and if tables of the base cannot be read or are invalid.
+    /// The errors of [`Qcow2Writer::new`]; also if tables of the base cannot be read or are
+    /// invalid.
     pub fn continued(file: Box<dyn ImageFile>, options: Qcow2Options, mut base: Base) -> Result<Self> {
         let mut l1 = empty_l1(&options)?;
         base.grow_to(options.size)?;

@@ -40,7 +40,7 @@ impl RefCounts {
         self.written.get(usize::try_from(block).ok()?).copied()
     }
 
-    /// Notes that a block that was written has another place now.
+    /// Records the new place of a block that was written.
     pub(super) fn replace(&mut self, block: u64, place: u64) {
         let known = usize::try_from(block).ok();
         if let Some(known) = known.and_then(|block| self.written.get_mut(block)) {

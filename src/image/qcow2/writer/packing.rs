@@ -28,8 +28,8 @@ pub(super) struct Bin {
 }
 
 impl Qcow2Writer {
-    /// Stores a cluster in its compressed form, which is shorter than a cluster. `length` is what
-    /// the disk has of the cluster, in bytes.
+    /// Stores a cluster in its compressed form, which is shorter than a cluster. `length` is the
+    /// number of bytes of the cluster that lie within the disk.
     pub(super) fn store_compressed(&mut self, guest: u64, length: u64, bytes: &[u8]) -> Result<()> {
         self.turn_to_table_of(guest)?;
         self.written.is_compressed = true;
@@ -54,7 +54,7 @@ impl Qcow2Writer {
         Ok(())
     }
 
-    /// Writes everything that waits, and fills the last cluster up.
+    /// Writes all waiting clusters, and fills up the last cluster of the file.
     pub(super) fn settle(&mut self) -> Result<()> {
         if !self.bin.bytes.is_empty() {
             self.place_waiting();

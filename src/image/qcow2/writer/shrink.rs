@@ -30,7 +30,7 @@ pub(super) struct Stored {
     pub(super) runs: Vec<Run>,
     /// The compressed forms of its clusters.
     pub(super) bytes: Vec<u8>,
-    /// The block, if something of it is stored plain.
+    /// The block, if a part of it is stored plain.
     pub(super) buffer: Option<Arc<Buffer>>,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Stored {
 pub(super) struct Run {
     /// Where it begins in the piece, in bytes.
     pub(super) start: usize,
-    /// How long it is, in bytes.
+    /// Its length, in bytes.
     pub(super) length: usize,
     pub(super) form: Form,
 }

@@ -60,7 +60,7 @@ impl Blocks {
     /// Where a block is.
     ///
     /// # Errors
-    /// [`PackError::Damaged`] if no pack has it; others if the store fails.
+    /// [`PackError::Damaged`] if no pack contains it; others if the store fails.
     pub(super) fn locate(&self, id: &BlockId, stop: &Stop) -> Result<Place> {
         let found = self.index.find_needed(id, stop)?;
         found.ok_or_else(|| self.nowhere(id))
@@ -89,7 +89,8 @@ impl Blocks {
         self.read_at(id, &place, stop)
     }
 
-    /// Whether a block need not be stored again. A block that is only in condemned packs must be.
+    /// Whether a block is stored and need not be stored again. Blocks that are only in condemned
+    /// packs do not count.
     ///
     /// # Errors
     /// The cache cannot be read, or the store fails.

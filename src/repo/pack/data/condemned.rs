@@ -37,8 +37,8 @@ pub(super) struct Condemned {
     pub(super) name: ObjectName,
     /// When it was written, by the clock of the store.
     pub(super) time: Timestamp,
-    /// Restore points that were committed before this time were known when the packs were
-    /// condemned.
+    /// The time of the mark: restore points that were committed before it were known when the packs
+    /// were condemned.
     pub(super) marked: Timestamp,
     pub(super) packs: Vec<PackId>,
 }

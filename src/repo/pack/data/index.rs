@@ -343,7 +343,7 @@ impl Index {
         })
     }
 
-    /// Reads an index object. `None` if it has gone since it was listed.
+    /// Reads an index object. `None` if it was deleted after it was listed.
     ///
     /// # Errors
     /// The store fails, or the object is damaged.
