@@ -154,8 +154,9 @@ fn a_good_point_is_the_same_guest_until_its_boot_sector_is_lost() {
 
     stage.guest.destroy_boot_sector();
     stage.back_up();
-    // Long enough for a good one.
-    let deadline = format!("{}s", (took * 3).max(Duration::from_secs(20)).as_secs());
+    // Long enough for a good one, and shorter than the time for a run.
+    let deadline = (took * 3).clamp(Duration::from_secs(20), Duration::from_secs(90));
+    let deadline = format!("{}s", deadline.as_secs());
     let (code, point) = stage.prove_one(&["--console-pattern", UP, "--deadline", &deadline]);
     let proof = &point["bootProof"];
     assert_eq!((code, &proof["proven"]), (Some(12), &false.into()), "{point:#}");
