@@ -328,8 +328,9 @@ impl Decoder {
     }
 }
 
-/// Feeds `bytes`, cut into pieces of `piece` bytes, to a decoder that waits for two reads and a
-/// status. Returns how many requests they answer. For the fuzz target and the tests.
+/// Feeds `bytes`, in pieces of `piece` bytes, to a decoder with three pending requests: two reads
+/// and one block status. Returns how many of these requests `bytes` answers. For the fuzz target
+/// and the tests.
 #[doc(hidden)]
 pub fn decode_script(bytes: &[u8], structured: bool, piece: usize) -> Result<usize> {
     let mut decoder = Decoder::new(structured, vec![1, 2]);

@@ -190,8 +190,8 @@ impl<T: Judged> Round<T> {
         self.faults(&[]).is_success()
     }
 
-    /// The faults of all domains, and the request to stop. `unmatched` are the patterns that match
-    /// no domain.
+    /// Collects the faults of all domains. A request to stop, if there was one, is a fault too, and
+    /// so is each of `unmatched`, the patterns that match no domain.
     pub fn faults(&self, unmatched: &[String]) -> Faults {
         let patterns = unmatched.iter().map(|_| Fault::Unmatched);
         let of_turns = self.turns.iter().flat_map(Turn::faults);

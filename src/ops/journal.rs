@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::Places;
 
-/// A record that a run writes before it begins a job, so that a later run can end that job if this
-/// run dies.
+/// A record that a run writes before it starts a job in libvirt. If the run dies, a later run uses
+/// it to abort the job that is still active.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JournalEntry {

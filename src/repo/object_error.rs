@@ -65,7 +65,7 @@ pub enum ObjectErrorKind {
     #[error("it ends before the end of the requested range")]
     TooShort,
     /// The store does not support the operation.
-    #[error("the store does not support it")]
+    #[error("the store does not support this operation")]
     Unsupported,
     /// No answer arrived in time.
     #[error("no answer within {} s", .0.as_secs())]

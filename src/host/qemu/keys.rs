@@ -13,8 +13,9 @@ use super::failed;
 
 /// The secrets that a program needs to open an image, each in an anonymous file in memory.
 ///
-/// The files disappear with this process. A program of the same user reads them through `/proc`;
-/// such a program could read this process's memory anyway.
+/// The program opens the files through `/proc`, and they disappear with this process. Other
+/// programs of the same user could open them too, but they could read this process's memory
+/// anyway.
 #[derive(Clone, Debug, Default)]
 pub struct Keys(Arc<Vec<(String, File)>>);
 

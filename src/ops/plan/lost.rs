@@ -23,9 +23,10 @@ pub fn seen(inputs: &Inputs<'_>) -> Vec<Checkpoint> {
         .collect()
 }
 
-/// Returns the newest checkpoint whose restore point is a possible parent, if libvirt has lost it
-/// and its bitmaps may exist without being listed: QEMU keeps bitmaps made since the start of the
-/// domain in memory only. The result covers the disks that would be incremental to it.
+/// Finds the newest checkpoint whose restore point could be a parent. Returns it if libvirt no
+/// longer lists it although its bitmaps may still exist: QEMU keeps bitmaps that were made since
+/// the domain started in memory, so no image shows them. The returned checkpoint names only those
+/// of `disks` that could be backed up incrementally from it.
 ///
 /// `known` are the names of the checkpoints that libvirt lists and of those that [`seen`] returned.
 /// `disks` are the disks that are about to be backed up.

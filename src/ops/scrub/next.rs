@@ -28,7 +28,7 @@ pub(crate) struct Outlook {
     pub kept: Option<Kept>,
 }
 
-/// The content of a repository for a domain.
+/// What a repository holds of one domain, and the rules for its next backup.
 #[derive(Clone, Debug)]
 pub struct Kept {
     /// Its restore points.
