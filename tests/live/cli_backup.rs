@@ -121,6 +121,7 @@ fn assert_listed(repo: &Repo, name: &str, points: &[(Value, Vec<Vec<u8>>)]) {
         let object = listed.as_object_mut().expect("an object");
         assert_eq!(object.remove("whole"), Some(true.into()));
         assert_eq!(object.remove("verified"), Some(Value::Null));
+        assert_eq!(object.remove("bootProof"), Some(Value::Null));
         assert_eq!(object.remove("doubt"), Some(Value::Null));
         assert_eq!(object.remove("missedWrites"), Some(Value::Array(vec![])));
         assert_eq!(object.remove("pin"), Some(Value::Null));
@@ -174,6 +175,7 @@ fn the_json_has_the_promised_keys_and_types() {
         "checkpoint",
         "size",
         "consistency",
+        "guest",
         "disks",
         "copy",
         "partial",
