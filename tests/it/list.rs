@@ -188,14 +188,14 @@ Restore points of vm1:
 }
 
 /// Records a boot proof of a restore point.
-fn boot(lab: &Lab, place: usize, shortfall: Option<&str>) {
+fn boot(lab: &Lab, place: usize, reached: BootLevel, shortfall: Option<&str>) {
     let history = lab.history("vm1");
     let manifest = &history.kept[place].manifest;
     let proof = BootProof {
         id: manifest.point.id.clone(),
         manifest: manifest.digest.clone(),
         time: "2026-11-21T02:00:00Z".parse().expect("a time"),
-        reached: BootLevel::Agent,
+        reached,
         wanted: BootLevel::Same,
         pattern: None,
         command: Vec::new(),
@@ -210,8 +210,14 @@ fn boot(lab: &Lab, place: usize, shortfall: Option<&str>) {
 fn a_list_shows_the_last_boot_proofs() {
     let lab = Lab::with_three_points();
     verified(&lab, &verification(&lab, Which::All)).expect("sound");
-    boot(&lab, 0, None);
-    boot(&lab, 1, Some("no ext4 file system is mounted at \"/srv\""));
+    boot(&lab, 0, BootLevel::Agent, None);
+    boot(&lab, 2, BootLevel::Read, None);
+    boot(
+        &lab,
+        1,
+        BootLevel::Agent,
+        Some("no ext4 file system is mounted at \"/srv\""),
+    );
     let listed = list(lab.repo.as_ref(), &["vm1".to_owned()]).expect("a list");
     let shown = |columns| text(&listed, &lab.repo.location(), columns);
     let line =
@@ -221,6 +227,10 @@ fn a_list_shows_the_last_boot_proofs() {
     assert!(
         rows[2].ends_with("  2026-11-03, booted") && rows[3].ends_with("  2026-11-03"),
         "{normal}"
+    );
+    assert!(
+        rows[4].ends_with("  2026-11-03"),
+        "only its firmware may have run: {normal}"
     );
     assert_eq!(rows[5..], [line], "{normal}");
     // The mark goes before any column.
@@ -245,12 +255,12 @@ fn a_list_shows_the_last_boot_proofs() {
         })
     );
     assert_eq!(points[1]["bootProof"]["proven"], false);
-    assert_eq!(points[2]["bootProof"], serde_json::Value::Null);
+    assert_eq!(points[2]["bootProof"]["reached"], "read");
 
-    let newest = lab.status("vm1");
-    assert_eq!(newest.boot_proof, None, "only the newest restore point counts");
+    let newest = lab.status("vm1").boot_proof.expect("it was booted");
+    assert_eq!(newest.reached, BootLevel::Read, "the newest restore point counts");
     let of_newest = |shortfall| {
-        boot(&lab, 2, shortfall);
+        boot(&lab, 2, BootLevel::Agent, shortfall);
         status_text(&lab.status("vm1"), false)
     };
     let proven = of_newest(None);

@@ -249,7 +249,8 @@ fn too_small_device_is_refused_with_both_sizes() {
     let daemon = Daemon::acquire();
     let kept = Kept::new(&daemon, SIZE);
     let small = Loop::of(SIZE - 512);
-    let words = "is too small: it has 4193792 bytes (4.19 MB), and the disk has 4194304 bytes (4.19 MB)";
+    let words =
+        "is too small: the device has 4193792 bytes (4.19 MB), and the disk has 4194304 bytes (4.19 MB)";
     kept.assert_refused(small.device(), &small, &[words]);
     assert!(!kept.restore(small.device(), &[]).stderr.contains("free space"));
 

@@ -74,7 +74,7 @@ pub struct BackupArgs {
     )]
     pub store_decrypted: bool,
 
-    /// Leave encrypted disks out, even if VMSNAP_STORE_DECRYPTED=yes is set
+    /// Leave encrypted disks out, also with VMSNAP_STORE_DECRYPTED=yes
     #[arg(long, hide = true)]
     pub no_store_decrypted: bool,
 

@@ -16,7 +16,7 @@ pub struct KeepArgs {
     )]
     pub keep_last: Option<Quota>,
 
-    /// Keep the newest restore point of each of the newest N hours that have one
+    /// Keep one restore point for each of the newest N hours, its newest
     #[arg(
         help_heading = "What to keep",
         long,
@@ -25,7 +25,7 @@ pub struct KeepArgs {
     )]
     pub keep_hourly: Option<Quota>,
 
-    /// Keep the newest restore point of each of the newest N days that have one
+    /// Keep one restore point for each of the newest N days, its newest
     #[arg(
         help_heading = "What to keep",
         long,
@@ -34,7 +34,7 @@ pub struct KeepArgs {
     )]
     pub keep_daily: Option<Quota>,
 
-    /// Keep the newest restore point of each of the newest N weeks (from Monday) that have one
+    /// Keep one for each of the newest N weeks, which begin on Monday
     #[arg(
         help_heading = "What to keep",
         long,
@@ -43,7 +43,7 @@ pub struct KeepArgs {
     )]
     pub keep_weekly: Option<Quota>,
 
-    /// Keep the newest restore point of each of the newest N months that have one
+    /// Keep one restore point for each of the newest N months, its newest
     #[arg(
         help_heading = "What to keep",
         long,
@@ -52,7 +52,7 @@ pub struct KeepArgs {
     )]
     pub keep_monthly: Option<Quota>,
 
-    /// Keep the newest restore point of each of the newest N years that have one
+    /// Keep one restore point for each of the newest N years, its newest
     #[arg(
         help_heading = "What to keep",
         long,

@@ -47,11 +47,11 @@ pub struct KeyListArgs {
 /// The file with the secret of a pack repository.
 #[derive(Clone, Debug, Args)]
 pub struct SecretArgs {
-    /// File with the passphrase of a pack repository [env: VMSNAP_PASSPHRASE_FILE]
+    /// Passphrase of a pack repository [env: VMSNAP_PASSPHRASE_FILE]
     #[arg(long, value_name = "FILE", conflicts_with = "identity_file")]
     pub passphrase_file: Option<PathBuf>,
 
-    /// File with private keys for a pack repository [env: VMSNAP_IDENTITY_FILE]
+    /// Private keys for a pack repository [env: VMSNAP_IDENTITY_FILE]
     #[arg(long, alias = "identity", value_name = "FILE")]
     pub identity_file: Option<PathBuf>,
 }

@@ -6,9 +6,11 @@ use super::lines::push_line;
 use super::parts::{BootProofPart, Domains, ErrorPart, FailedDomain, FindingPart, Text, findings};
 use crate::cli::exit_code::ExitCode;
 use crate::cli::pretty;
+use crate::model::guest::BootLevel;
 use crate::model::text::shown;
 use crate::ops::boot_proof::{BootedPoint, Outcome};
 use crate::ops::each::Turn;
+use crate::repo::BootProof;
 
 /// The lines about a domain: one for each restore point, and its details.
 pub fn lines(turn: &Turn<Outcome>) -> String {
@@ -25,11 +27,21 @@ pub fn lines(turn: &Turn<Outcome>) -> String {
                 &format!("  last line of its console: {}", point.last_line),
             );
         }
+        if lacks_prompt(&point.proof) {
+            let what = "  without a guest agent at the backup, a login prompt on the first serial port is expected; \
+                        --console-pattern names another text";
+            push_line(&mut text, what);
+        }
         if let Some(path) = &point.picture {
             push_line(&mut text, &format!("  picture: {}", path.display()));
         }
     }
     text
+}
+
+/// Whether only the text is missing that is expected if the user names none.
+fn lacks_prompt(proof: &BootProof) -> bool {
+    !proof.is_proven() && proof.wanted == BootLevel::Console && proof.pattern.is_none()
 }
 
 fn sentence(point: &BootedPoint) -> String {

@@ -8,6 +8,7 @@ use super::lines::{found_on, line, push_line, table};
 use super::parts::{BootProofPart, FindingPart, LeftOutPart, PointPart, Text, findings, texts};
 use super::pin::{self, PinPart};
 use crate::cli::pretty;
+use crate::model::guest::BootLevel;
 use crate::model::left_out;
 use crate::model::restore_point::{Consistency, CopiedFrom, Level, RestorePoint};
 use crate::model::text::shown;
@@ -185,9 +186,11 @@ const SHORT: [Column; 7] = [
 
 const VERIFIED: Column = Column::of("VERIFIED", |listed| verified(listed, short_proof));
 
-/// The same, with a mark for restore points that are proven to boot.
+/// The same, with a mark for restore points that are proven to boot. A guest that only reads its
+/// disks may not even have a boot loader.
 const VERIFIED_AND_BOOTED: Column = Column::of("VERIFIED", |listed| {
-    let is_booted = listed.boot_proof.as_ref().is_some_and(BootProof::is_proven);
+    let is_booted = |proof: &BootProof| proof.is_proven() && proof.reached > BootLevel::Read;
+    let is_booted = listed.boot_proof.as_ref().is_some_and(is_booted);
     match (is_booted, &listed.proof) {
         (false, _) => verified(listed, short_proof),
         (true, None) => "booted".to_owned(),
