@@ -10,7 +10,7 @@ use crate::model::guest::BootLevel;
 use crate::model::text::shown;
 use crate::ops::boot_proof::{BootedPoint, Outcome};
 use crate::ops::each::Turn;
-use crate::repo::BootProof;
+use crate::ops::list::BootProof;
 
 /// The lines about a domain: one for each restore point, and its details.
 pub fn lines(turn: &Turn<Outcome>) -> String {

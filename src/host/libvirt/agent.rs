@@ -22,6 +22,9 @@ const QUESTIONS: [sys::virDomainGuestInfoTypes; 3] = [
     sys::VIR_DOMAIN_GUEST_INFO_OS,
 ];
 
+/// How often a question is asked that the agent refuses.
+const TRIES: usize = 2;
+
 /// Asks the agent of a domain for facts; waits at most this long.
 ///
 /// `None` if the domain has no agent, if it does not answer in time, or if this libvirt cannot ask.
@@ -79,22 +82,33 @@ impl Talk {
         let mut texts = Vec::new();
         let mut has_answered = false;
         let mut doubt = None;
-        for question in QUESTIONS {
-            let left = self.until.saturating_duration_since(Instant::now());
-            // libvirt waits twice at most: for a greeting, and for the answer.
-            let limited = ffi::set_agent_timeout(&self.handle, Some(whole_seconds(left / 2)));
-            if left.is_zero() || self.is_called_off.load(Ordering::SeqCst) {
-                return Ok(None);
-            }
-            match limited.and_then(|()| ffi::guest_texts(&self.handle, question)) {
-                Ok(found) => {
-                    texts.extend(found);
-                    has_answered = true;
+        // A guest that another program is freezing refuses for a moment, so refused questions are
+        // asked once more.
+        let mut refused = QUESTIONS.to_vec();
+        for _ in 0..TRIES {
+            for question in std::mem::take(&mut refused) {
+                let left = self.until.saturating_duration_since(Instant::now());
+                // libvirt waits twice at most: for a greeting, and for the answer.
+                let limited = ffi::set_agent_timeout(&self.handle, Some(whole_seconds(left / 2)));
+                if left.is_zero() || self.is_called_off.load(Ordering::SeqCst) {
+                    return Ok(None);
                 }
-                Err(error) if error.number == ErrorNumber::AgentCommandFailed => has_answered = true,
-                Err(error) if is_no_agent(&error) => return Ok(None),
-                Err(error) if may_be_refusal(&error) => doubt = Some(error),
-                Err(error) => return Err(failed("ask the guest agent")(error)),
+                match limited.and_then(|()| ffi::guest_texts(&self.handle, question)) {
+                    Ok(found) => {
+                        texts.extend(found);
+                        has_answered = true;
+                    }
+                    Err(error) if error.number == ErrorNumber::AgentCommandFailed => {
+                        has_answered = true;
+                        refused.push(question);
+                    }
+                    Err(error) if is_no_agent(&error) => return Ok(None),
+                    Err(error) if may_be_refusal(&error) => {
+                        doubt = Some(error);
+                        refused.push(question);
+                    }
+                    Err(error) => return Err(failed("ask the guest agent")(error)),
+                }
             }
         }
         match doubt.filter(|_| !has_answered) {

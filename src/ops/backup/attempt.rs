@@ -20,7 +20,7 @@ use crate::ops::{Cause, Context, Error, Result};
 use crate::repo::{DomainRepository, DomainWriter, History, Identity};
 
 /// How long the guest agent may take to tell about its guest.
-const GUEST_LIMIT: Duration = Duration::from_secs(2);
+const GUEST_LIMIT: Duration = Duration::from_secs(5);
 
 /// A backup with everything that it works on.
 pub(super) struct Attempt<'a> {
