@@ -51,6 +51,10 @@ fn sentence(point: &BootedPoint) -> String {
     match (&proof.shortfall, point.is_skipped) {
         (None, true) => format!("skipped (proven on {:.0}: {level})", proof.time),
         (None, false) => format!("PROVEN: {level} in {took}"),
+        // The text that the user named is missing, or data are damaged.
+        (Some(why), _) if proof.reached >= proof.wanted => {
+            format!("NOT PROVEN: {level}, but {}", shown(why))
+        }
         (Some(why), _) => format!(
             "NOT PROVEN: {level}, but not {}: {}",
             proof.wanted.word(),
@@ -132,5 +136,44 @@ fn point_part(point: &BootedPoint) -> BootedPointPart<'_> {
         last_line: Text::from(&point.last_line),
         picture: point.picture.as_ref().map(|path| Text::of(&path.display())),
         console: point.console.as_ref().map(|path| Text::of(&path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(reached: BootLevel, shortfall: Option<&str>, is_skipped: bool) -> BootedPoint {
+        BootedPoint {
+            proof: BootProof {
+                id: "2026-11-03T01-00-00Z".to_owned(),
+                manifest: String::new(),
+                time: "2026-11-21T02:00:00Z".parse().expect("a time"),
+                reached,
+                wanted: BootLevel::Same,
+                pattern: None,
+                command: Vec::new(),
+                shortfall: shortfall.map(str::to_owned),
+                seconds: 9,
+            },
+            is_skipped,
+            is_damaged: false,
+            last_line: String::new(),
+            picture: None,
+            console: None,
+        }
+    }
+
+    #[test]
+    fn sentences_never_deny_the_level_that_was_reached() {
+        let (same, console) = (BootLevel::Same, BootLevel::Console);
+        let proven = sentence(&point(same, None, false));
+        assert!(proven.starts_with("PROVEN: same reached in 9"), "{proven}");
+        let skipped = sentence(&point(same, None, true));
+        assert_eq!(skipped, "skipped (proven on 2026-11-21T02:00:00Z: same reached)");
+        let low = sentence(&point(console, Some("it is silent"), false));
+        assert_eq!(low, "NOT PROVEN: console reached, but not same: it is silent");
+        let damaged = sentence(&point(same, Some("its data are damaged"), false));
+        assert_eq!(damaged, "NOT PROVEN: same reached, but its data are damaged");
     }
 }
