@@ -13,14 +13,13 @@ use crate::cli::report::document::Document;
 use crate::cli::secrets;
 use crate::cli::stdout::answer;
 use crate::model::file_name;
-use crate::model::finding::Finding;
 use crate::model::stop::Stop;
-use crate::ops;
 use crate::ops::background;
 use crate::ops::boot::{BootPlan, Booted, Ending, Means, Memory, Options, Outcome, boot, clear, plan};
+use crate::ops::{self, Host};
 
 /// The time between two looks at the domain.
-const GLANCE: Duration = Duration::from_millis(250);
+pub(super) const GLANCE: Duration = Duration::from_millis(250);
 
 /// Starts a domain from a restore point, and stays until it ends.
 pub fn run(args: &BootArgs, stop: &Stop) -> CommandResult {
@@ -29,12 +28,9 @@ pub fn run(args: &BootArgs, stop: &Stop) -> CommandResult {
     }
     let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let host = ops::connect(args.connect.connect.as_deref())?;
-    let state = secrets::host_folders().state.ok_or_else(|| {
-        let what = "no folder for the state of this host is known: set VMSNAP_STATE or HOME";
-        Refusal::new(ExitCode::Usage, what)
-    })?;
+    let state = state_folder()?;
     if !args.dry_run {
-        report(args, &clear(host.as_ref(), &ops::DiskStore, &state));
+        clear_leftovers(&args.domain, host.as_ref(), &state);
     }
     let options = Options {
         at: args.at.clone(),
@@ -128,9 +124,18 @@ fn log_file(state: &Path, plan: &BootPlan) -> PathBuf {
     state.join("boot").join(format!("{name}.log"))
 }
 
-fn report(args: &BootArgs, findings: &[Finding]) {
-    for finding in findings {
-        log::tell(&Entry::of(Level::Notice, &args.domain, &finding.message));
+/// The folder of this host's state, with the records of trial domains.
+pub(super) fn state_folder() -> Result<PathBuf, Refusal> {
+    secrets::host_folders().state.ok_or_else(|| {
+        let what = "no folder for the state of this host is known: set VMSNAP_STATE or HOME";
+        Refusal::new(ExitCode::Usage, what)
+    })
+}
+
+/// Removes what killed runs have left of trial domains, and reports that in the name of `domain`.
+pub(super) fn clear_leftovers(domain: &str, host: &dyn Host, state: &Path) {
+    for finding in clear(host, &ops::DiskStore, state) {
+        log::tell(&Entry::of(Level::Notice, domain, &finding.message));
     }
 }
 

@@ -2,10 +2,11 @@
 
 use super::{Refusal, tell_error, tell_skipped, tell_unmatched};
 use crate::cli::exit_code::ExitCode;
+use crate::cli::log;
 use crate::cli::progress::Progress;
 use crate::cli::select::{Selection, patterns, select};
 use crate::model::stop::Stop;
-use crate::ops::each::{Each, Judged, Round, Turn};
+use crate::ops::each::{Each, Fault, Faults, Judged, Round, Turn};
 use crate::ops::monitor::Ending;
 use crate::ops::{self, Cause, Error, Repository};
 
@@ -87,6 +88,23 @@ impl<'a> KeptDomains<'a> {
         each.run(verb, may_skip, ended)
     }
 
+    /// Collects the faults of a round in which each restore point was worked on. It is a fault, too,
+    /// if there was none; then this is logged.
+    pub(super) fn faults<T: Judged>(
+        &self,
+        round: &Round<T>,
+        verb: &str,
+        has_points: impl Fn(&T) -> bool,
+    ) -> Faults {
+        let mut faults = round.faults(&self.selection.unmatched);
+        if faults.is_success() && !round.outcomes().any(has_points) {
+            let what = nothing_in(self.repo, verb);
+            log::error(&format!("{what}: none of these domains has a restore point"));
+            faults.add(Fault::Nothing);
+        }
+        faults
+    }
+
     fn is_named(&self, domain: &str) -> bool {
         self.typed.iter().any(|name| name == domain)
     }
@@ -112,6 +130,6 @@ pub(super) fn sets_hint(repo: &dyn Repository) -> Option<String> {
 }
 
 /// The beginning of a message that there is nothing to do.
-pub(super) fn nothing_in(repo: &dyn Repository, verb: &str) -> String {
+fn nothing_in(repo: &dyn Repository, verb: &str) -> String {
     format!("there is nothing to {verb} in {}", repo.location())
 }

@@ -6,7 +6,7 @@ mod boot_proof;
 
 use jiff::{Span, Timestamp, Zoned};
 
-use super::kept::{KeptDomains, nothing_in};
+use super::kept::KeptDomains;
 use super::{
     CommandResult, Refusal, open_to_read, random, session_hint, tell_error, tell_missing, tell_skipped,
     tell_unmatched,
@@ -63,12 +63,7 @@ pub fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     };
     let round = domains.run(&progress, stop, verb, show);
     let unmatched = &domains.selection.unmatched;
-    let mut faults = round.faults(unmatched);
-    if faults.is_success() && round.outcomes().all(|outcome| outcome.points.is_empty()) {
-        let what = nothing_in(repo.as_ref(), "verify");
-        log::error(&format!("{what}: none of these domains has a restore point"));
-        faults.add(Fault::Nothing);
-    }
+    let faults = domains.faults(&round, "verify", |outcome| !outcome.points.is_empty());
     tell_missing(&round, &[]);
     let code = ExitCode::of_faults(&faults, Verb::Other);
     if args.json {

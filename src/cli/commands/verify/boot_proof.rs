@@ -1,29 +1,24 @@
 //! `vmsnap verify --boot`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::{before, which};
 use crate::cli::args::VerifyArgs;
 use crate::cli::clock::now;
-use crate::cli::commands::kept::{KeptDomains, nothing_in};
+use crate::cli::commands::boot::{GLANCE, clear_leftovers, state_folder};
+use crate::cli::commands::kept::KeptDomains;
 use crate::cli::commands::{CommandResult, Refusal, open_to_read, tell_missing};
 use crate::cli::exit_code::{ExitCode, Verb};
-use crate::cli::log::{self, Entry, Level};
 use crate::cli::progress::Progress;
 use crate::cli::report::boot_proof as shown;
 use crate::cli::report::document::Document;
-use crate::cli::secrets;
 use crate::cli::stdout::answer;
 use crate::model::guest::BootLevel;
 use crate::model::stop::Stop;
 use crate::ops;
-use crate::ops::boot::{Means, Memory, clear};
+use crate::ops::boot::{Means, Memory};
 use crate::ops::boot_proof::{Options, Outcome, prove};
-use crate::ops::each::{Fault, Turn};
-
-/// The time between two looks at a domain.
-const GLANCE: Duration = Duration::from_millis(250);
+use crate::ops::each::Turn;
 
 /// The folder for temporary files.
 const SCRATCH: &str = "/var/tmp";
@@ -56,12 +51,8 @@ pub(super) fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let repo = open_to_read(args.repository.dir.as_ref(), &args.secret, stop)?;
     let domains = KeptDomains::select(repo.as_ref(), args.domains.all(), "verify", "--repository")?;
     let host = ops::connect(args.connect.connect.as_deref())?;
-    let state = secrets::host_folders().state.ok_or_else(|| {
-        usage("no folder for the state of this host is known: set VMSNAP_STATE or HOME".to_owned())
-    })?;
-    for finding in clear(host.as_ref(), &ops::DiskStore, &state) {
-        log::tell(&Entry::of(Level::Notice, "", &finding.message));
-    }
+    let state = state_folder()?;
+    clear_leftovers("", host.as_ref(), &state);
     let progress = Progress::new();
     let means = Means {
         repo: repo.as_ref(),
@@ -80,12 +71,7 @@ pub(super) fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     };
     let round = domains.run(&progress, stop, verb, show);
     let unmatched = &domains.selection.unmatched;
-    let mut faults = round.faults(unmatched);
-    if faults.is_success() && round.outcomes().all(|outcome| outcome.points.is_empty()) {
-        let what = nothing_in(repo.as_ref(), "verify");
-        log::error(&format!("{what}: none of these domains has a restore point"));
-        faults.add(Fault::Nothing);
-    }
+    let faults = domains.faults(&round, "verify", |outcome| !outcome.points.is_empty());
     tell_missing(&round, &[]);
     let code = ExitCode::of_faults(&faults, Verb::Other);
     if args.json {
