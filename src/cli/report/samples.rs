@@ -2,9 +2,9 @@
 
 use super::backup::{BackupDomain, MadePart, PlanPart, PlannedDiskPart, PlannedDomain};
 use super::backup::{PrunePart, PrunePlanPart};
-use super::boot_proof::{BootedDomain, BootedPart, BootedPointPart};
+use super::boot_proof::BootedDomain;
 use super::collect::{AmountPart, CollectDocument, CollectionPart, PruneDocument};
-use super::compare::{ComparedDiskPart, ComparedDomain, ComparedPart, UncomparedPart};
+use super::compare::ComparedDomain;
 use super::copy::{ChoicePart, CopiedDomain, CopiedPart};
 use super::document::Document;
 use super::integrity::{
@@ -20,10 +20,11 @@ use super::prune::{AppliedPart, DecisionPart, PrunedDomain, RetentionPart};
 use super::restore::FailedRestore;
 use super::scrub::{BitmapPart, NextPart, ScrubbedDomain};
 use super::status_document::{self as status, Size, StatusDocument, StatusPart};
-use super::verify::{DamagePart, ProvedPart, VerifiedDomain, VerifiedPart as VerifiedOutcome};
+use super::verify::VerifiedDomain;
 use crate::model::restore_point::Consistency;
 
 mod recovery;
+mod verification;
 
 fn text() -> Text<'static> {
     Text::from("text")
@@ -342,73 +343,6 @@ fn listed() -> ListedPart<'static> {
     }
 }
 
-fn damage() -> DamagePart<'static> {
-    DamagePart {
-        path: Some(text()),
-        offset: Some(1),
-        disk: Some(text()),
-        stands_upon: Some(text()),
-        what: text(),
-    }
-}
-
-fn verified() -> VerifiedOutcome<'static> {
-    VerifiedOutcome {
-        domain: text(),
-        outcome: "sound",
-        bytes_read: 1,
-        milliseconds: 1,
-        restore_points: vec![ProvedPart {
-            id: text(),
-            outcome: "sound",
-            proved_before: Some(text()),
-            damage: vec![damage()],
-        }],
-        damage: vec![damage()],
-        findings: vec![finding()],
-        error: Some(error()),
-    }
-}
-
-fn compared() -> ComparedPart<'static> {
-    ComparedPart {
-        domain: text(),
-        outcome: "same",
-        disks: vec![ComparedDiskPart {
-            disk: text(),
-            restore_point: text(),
-            unchanged_clusters: 1,
-            compared_clusters: 1,
-            differing_clusters: 1,
-            places: &[1],
-        }],
-        uncompared: vec![UncomparedPart {
-            disk: text(),
-            meaning: "not-comparable",
-            why: text(),
-        }],
-        findings: vec![finding()],
-    }
-}
-
-fn booted() -> BootedPart<'static> {
-    BootedPart {
-        domain: text(),
-        outcome: "proven",
-        restore_points: vec![BootedPointPart {
-            id: text(),
-            skipped: true,
-            boot_proof: boot_proof(),
-            damaged: true,
-            last_line: text(),
-            picture: Some(text()),
-            console: Some(text()),
-        }],
-        findings: vec![finding()],
-        error: Some(error()),
-    }
-}
-
 fn scrubbed() -> ScrubbedDomain<'static> {
     let bitmap = || BitmapPart {
         disk: text(),
@@ -522,15 +456,15 @@ pub(super) fn samples() -> Vec<Document<'static>> {
             }],
         }),
         Document::Verify(domains(vec![
-            VerifiedDomain::Verified(verified()),
+            VerifiedDomain::Verified(verification::verified()),
             VerifiedDomain::Failed(failed_domain()),
         ])),
         Document::Compare(domains(vec![
-            ComparedDomain::Compared(compared()),
+            ComparedDomain::Compared(verification::compared()),
             ComparedDomain::Failed(failed_domain()),
         ])),
         Document::BootProof(domains(vec![
-            BootedDomain::Booted(booted()),
+            BootedDomain::Booted(verification::booted()),
             BootedDomain::Failed(failed_domain()),
         ])),
         Document::Restore(recovery::restore()),
