@@ -105,7 +105,7 @@ pub trait Host: Send + Sync {
     /// Asks the guest agent of a running domain for its host name, system and file systems.
     ///
     /// `None` if no agent is connected, or if it does not answer in time. The limit counts in whole
-    /// seconds, at least 1. Guests can tell anything.
+    /// seconds, at least 1. Guests can report anything.
     fn guest_facts(&self, domain: &Domain, limit: Duration) -> Result<Option<GuestFacts>>;
 
     /// Removes only the record of a checkpoint from a running or shut-off domain.

@@ -66,7 +66,7 @@ pub trait Trial: Send + Sync {
     /// yet, is no error.
     fn agent_answers(&self, limit: Duration) -> Result<bool>;
 
-    /// Returns what the guest agent tells; `None` if it does not answer within this time.
+    /// Returns what the guest agent reports; `None` if it does not answer within this time.
     fn guest_facts(&self, limit: Duration) -> Result<Option<GuestFacts>>;
 
     /// Starts a program in the guest: its path and its arguments. Returns the number by which

@@ -1,6 +1,6 @@
-//! What a guest agent tells about its guest, and how far a guest came in a boot proof.
+//! What a guest agent reports about its guest, and how far a guest came in a boot proof.
 //!
-//! Agents run in guests, so what they tell may be wrong on purpose: it is cut to bounds, and used
+//! Agents run in guests, so a report may be wrong on purpose: it is cut to bounds, and used
 //! only for comparison and for people.
 
 use serde::{Deserialize, Serialize};
@@ -14,13 +14,13 @@ const LONGEST_TEXT: usize = 255;
 /// File systems of media that a boot proof does not have, or that come and go.
 const PASSING: [&str; 6] = ["iso9660", "udf", "squashfs", "erofs", "CDFS", "UDF"];
 
-/// What a guest agent has told about its guest.
+/// What a guest agent has reported about its guest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestFacts {
-    /// Its host name; `None` if the agent does not tell.
+    /// Its host name; `None` if the agent does not report it.
     pub hostname: Option<String>,
-    /// The name and version of its operating system, for people; `None` if the agent does not tell.
+    /// The name and version of its operating system, for people; `None` if the agent does not report it.
     pub system: Option<String>,
     /// Its mounted file systems, in the order of their places.
     pub file_systems: Vec<GuestFileSystem>,
@@ -62,7 +62,7 @@ impl GuestFacts {
     }
 
     /// Whether there is anything that can be compared.
-    pub fn tells_something(&self) -> bool {
+    pub fn is_comparable(&self) -> bool {
         self.hostname.is_some() || !self.file_systems.is_empty()
     }
 

@@ -101,7 +101,7 @@ pub struct RestorePoint {
     /// The restore point of another repository of which it is a copy; `None` if it was made here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied_from: Option<CopiedFrom>,
-    /// What the guest agent told about the guest when the backup began; `None` if no agent
+    /// What the guest agent reported about it when the backup began; `None` if no agent
     /// answered, and in manifests of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<GuestFacts>,

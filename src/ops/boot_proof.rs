@@ -111,7 +111,7 @@ pub fn wanted(options: &Options, point: &RestorePoint, has_agent: bool) -> BootL
     match options.level {
         _ if !options.command.is_empty() => BootLevel::Command,
         Some(level) => level,
-        None if records.is_some_and(|facts| facts.tells_something()) => BootLevel::Same,
+        None if records.is_some_and(|facts| facts.is_comparable()) => BootLevel::Same,
         None if options.pattern.is_some() => BootLevel::Console,
         None if has_agent => BootLevel::Agent,
         None => BootLevel::Console,

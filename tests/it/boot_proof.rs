@@ -33,7 +33,7 @@ impl Stage {
         Stage::of(Lab::with_three_points())
     }
 
-    /// A domain whose agent told these facts at its last backup.
+    /// A domain whose agent reported these facts at its last backup.
     fn with_facts(facts: GuestFacts) -> Stage {
         let mut lab = Lab::with_three_points();
         lab.host.set_guest("vm1", Some(facts));

@@ -1,4 +1,4 @@
-//! What the guest agent tells is recorded with each restore point.
+//! What the guest agent reports is recorded with each restore point.
 
 use std::fs;
 
@@ -46,7 +46,7 @@ fn backup_records_what_a_connected_agent_tells() {
     let outcome = lab.backup("vm1").expect("a backup with an agent");
     assert_eq!(outcome.point.guest, Some(facts()));
 
-    // An agent that does not answer, one that tells nothing, and a guest that cannot answer.
+    // An agent that does not answer, one that reports nothing, and a guest that cannot answer.
     lab.host.set_guest("vm1", None);
     let outcome = lab.backup("vm1").expect("a backup in spite of the agent");
     assert_eq!((outcome.point.guest, outcome.findings), (None, Vec::new()));

@@ -218,7 +218,7 @@ impl<'a> BootProofPart<'a> {
     }
 }
 
-/// What a guest agent told about its guest.
+/// What a guest agent reported about its guest.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct GuestPart<'a> {

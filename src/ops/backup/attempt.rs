@@ -19,7 +19,7 @@ use crate::ops::reconcile::Reconciliation;
 use crate::ops::{Cause, Context, Error, Result};
 use crate::repo::{DomainRepository, DomainWriter, History, Identity};
 
-/// How long the guest agent may take to tell about its guest.
+/// How long the guest agent may take to report about its guest.
 const GUEST_LIMIT: Duration = Duration::from_secs(5);
 
 /// A backup with everything that it works on.

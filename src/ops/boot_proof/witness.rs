@@ -40,7 +40,7 @@ pub(super) struct Witness<'a> {
     began: Instant,
     looks_until_question: u32,
     seen_levels: Vec<BootLevel>,
-    /// What differs from the recorded facts, as far as the agent has told.
+    /// What differs from the recorded facts, as far as the agent has reported.
     difference: Option<String>,
     program: Program,
     is_late: bool,
@@ -89,7 +89,7 @@ impl<'a> Witness<'a> {
     ) -> Result<Witness<'a>, Cause> {
         let usual = || of_lines(USUAL_PATTERN).map_err(|error| Cause::Usage(error.to_string()));
         let pattern = options.pattern.clone().map_or_else(usual, Ok)?;
-        let recorded = point.guest.clone().filter(GuestFacts::tells_something);
+        let recorded = point.guest.clone().filter(GuestFacts::is_comparable);
         Ok(Witness {
             means,
             domain,
@@ -271,7 +271,7 @@ impl<'a> Witness<'a> {
         if self.recorded.is_some() && !self.has_seen(BootLevel::Same) {
             return match &self.difference {
                 Some(difference) => format!("{} {end}", shown(difference)),
-                None => format!("its guest agent told neither host name nor file systems {end}"),
+                None => format!("its guest agent reported neither host name nor file systems {end}"),
             };
         }
         match &self.program {

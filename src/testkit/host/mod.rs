@@ -47,7 +47,7 @@ struct State {
     /// Domains and targets of the disks that cannot be opened.
     unreachable: BTreeSet<(String, String)>,
     files: BTreeMap<PathBuf, FileId>,
-    /// What the guest agents of domains tell.
+    /// What the guest agents of domains report.
     guests: BTreeMap<String, GuestFacts>,
     tpm_folder: Option<PathBuf>,
     nvram_folder: Option<PathBuf>,

@@ -47,7 +47,7 @@ pub struct SimGuest {
     pub reads: Vec<String>,
     /// How many questions its agent leaves unanswered at first; `None` for a guest without one.
     pub silent: Option<u32>,
-    /// What its agent tells.
+    /// What its agent reports.
     pub facts: GuestFacts,
     /// How programs in it end, one after the other; without one they run for ever.
     pub exits: Vec<GuestExit>,

@@ -40,7 +40,7 @@ impl SimHost {
         });
     }
 
-    /// Connects the guest agent of a domain, which tells this; `None` for an agent that does not
+    /// Connects the guest agent of a domain, which reports this; `None` for an agent that does not
     /// answer.
     pub fn set_guest(&self, name: &str, facts: Option<GuestFacts>) {
         self.change(name, |domain| domain.agent = Agent::Connected);
