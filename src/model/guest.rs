@@ -20,7 +20,8 @@ const PASSING: [&str; 6] = ["iso9660", "udf", "squashfs", "erofs", "CDFS", "UDF"
 pub struct GuestFacts {
     /// Its host name; `None` if the agent does not report it.
     pub hostname: Option<String>,
-    /// The name and version of its operating system, for people; `None` if the agent does not report it.
+    /// The name and version of its operating system, for people; `None` if the agent does not
+    /// report it.
     pub system: Option<String>,
     /// Its mounted file systems, in the order of their places.
     pub file_systems: Vec<GuestFileSystem>,

@@ -88,8 +88,8 @@ impl<'a> KeptDomains<'a> {
         each.run(verb, may_skip, ended)
     }
 
-    /// Collects the faults of a round in which each restore point was worked on. It is a fault, too,
-    /// if there was none; then this is logged.
+    /// Collects the faults of a round. A round without any restore point is a fault, too, which is
+    /// logged.
     pub(super) fn faults<T: Judged>(
         &self,
         round: &Round<T>,
