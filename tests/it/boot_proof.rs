@@ -434,6 +434,17 @@ fn all_points_are_started_and_one_trouble_stops_no_other() {
 }
 
 #[test]
+fn the_error_of_a_single_point_is_reported_once() {
+    let stage = Stage::new();
+    stage.lab.host.fail_next_trial();
+    let error = stage.prove(&stage.options()).expect_err("it is not started");
+    assert!(error.to_string().contains("cannot be started"), "{error}");
+    let repeated = error.findings.iter().find(|found| found.code == "not-booted");
+    assert_eq!(repeated, None);
+    assert_eq!(stage.kept(), None, "that says nothing about the restore point");
+}
+
+#[test]
 fn a_stop_ends_the_guest_and_records_nothing() {
     let stage = Stage::new();
     stage.lab.host.set_trial_guest(SimGuest::default());

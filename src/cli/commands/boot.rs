@@ -30,7 +30,7 @@ pub fn run(args: &BootArgs, stop: &Stop) -> CommandResult {
     let host = ops::connect(args.connect.connect.as_deref())?;
     let state = state_folder()?;
     if !args.dry_run {
-        clear_leftovers(&args.domain, host.as_ref(), &state);
+        clear_leftovers(host.as_ref(), &state);
     }
     let options = Options {
         at: args.at.clone(),
@@ -132,10 +132,11 @@ pub(super) fn state_folder() -> Result<PathBuf, Refusal> {
     })
 }
 
-/// Removes what killed runs have left of trial domains, and reports that in the name of `domain`.
-pub(super) fn clear_leftovers(domain: &str, host: &dyn Host, state: &Path) {
+/// Removes what killed runs have left of trial domains, also of others than the present one, and
+/// reports that.
+pub(super) fn clear_leftovers(host: &dyn Host, state: &Path) {
     for finding in clear(host, &ops::DiskStore, state) {
-        log::tell(&Entry::of(Level::Notice, domain, &finding.message));
+        log::tell(&Entry::new(Level::Notice, &finding.message));
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn run(args: &VerifyArgs, stop: &Stop) -> CommandResult {
     let domains = KeptDomains::select(repo.as_ref(), args.domains.all(), "verify", "--repository")?;
     let host = ops::connect(args.connect.connect.as_deref())?;
     let state = state_folder()?;
-    clear_leftovers("", host.as_ref(), &state);
+    clear_leftovers(host.as_ref(), &state);
     let progress = Progress::new();
     let means = Means {
         repo: repo.as_ref(),
